@@ -50,7 +50,7 @@ class CausalTruth:
             asked for, all MLPs.
         clean_ld, corrupt_ld: Logit differences [n_pairs] of the two runs.
         n_answered: How many of the pairs looked at are answered right; only these are patched.
-        n_given: How many pairs were looked at.
+        n_given: How many pairs were looked at: no more than it took to find those wanted.
         names: Name of each component.
     """
 
@@ -183,7 +183,7 @@ def causal_truth(
     """
     if components not in ("heads", "heads+mlps"):
         raise HeadcodesError("components is heads or heads+mlps", repr(components), "Choose one of them.")
-    chosen, clean_ld, corrupt_ld, n_answered = answered(model, tokens, pairs)
+    chosen, clean_ld, corrupt_ld, n_answered, n_given = answered(model, tokens, pairs)
     parts: list[tuple[int, int | None]] = [
         (layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)
     ]
@@ -197,7 +197,7 @@ def causal_truth(
         clean_ld=clean_ld,
         corrupt_ld=corrupt_ld,
         n_answered=n_answered,
-        n_given=len(tokens),
+        n_given=n_given,
         names=names,
         n_layers=model.n_layers,
         n_heads=model.n_heads,
@@ -242,12 +242,12 @@ def verify(
             )
     if not wanted:
         raise HeadcodesError("there are heads to verify", "none", "Propose at least one.")
-    chosen, clean_ld, corrupt_ld, n_answered = answered(model, tokens, pairs)
+    chosen, clean_ld, corrupt_ld, n_answered, n_given = answered(model, tokens, pairs)
     parts = sorted(set(wanted))
     found = _effects(model, chosen, list(parts), "heads", False, False, engine, memory_bytes)
     effects = found[:, [parts.index(head) for head in wanted]]
     low, high = metrics.mean_intervals(effects, n_resamples=n_resamples, level=level, seed=seed)
-    return Verification(wanted, effects, effects.mean(axis=0), low, high, clean_ld, corrupt_ld, n_answered, len(tokens))
+    return Verification(wanted, effects, effects.mean(axis=0), low, high, clean_ld, corrupt_ld, n_answered, n_given)
 
 
 def path_effects(
@@ -279,7 +279,7 @@ def path_effects(
         HeadcodesError: an edge that does not go from a head to a later head or the logits, a family whose
             query, key and value projections are unknown, or as ``causal_truth``.
     """
-    chosen, _, _, _ = answered(model, tokens, pairs)
+    chosen, *_ = answered(model, tokens, pairs)
     effects = np.empty((len(chosen), len(edges)))
     # Receivers depend on their senders' rows, so a batch holds whole paths: a few at a time.
     for first in range(0, len(edges), _PATHS_AT_ONCE):
@@ -351,18 +351,26 @@ class _Paths(Plan):
 
 def answered(
     model: Model, tokens: TokenPairs, pairs: int | None
-) -> tuple[TokenPairs, Float[np.ndarray, " n"], Float[np.ndarray, " n"], int]:
+) -> tuple[TokenPairs, Float[np.ndarray, " n"], Float[np.ndarray, " n"], int, int]:
     """Return the first ``pairs`` pairs that are answered right, their logit differences on the clean and the
-    corrupted prompts, and how many of all given are answered right.
+    corrupted prompts, and how many are answered right of how many looked at: no more than it takes.
 
     Raises:
         HeadcodesError: unequal lengths, or no answered pair.
     """
     groups(tokens)  # unequal lengths should not cost a forward pass
-    scored = tokens.scored_ids
-    _, logits = capture(model, [*tokens.clean, *tokens.corrupt], answer_ids=[*scored, *scored])
-    assert logits is not None
-    clean, corrupt = logit_differences(tokens, logits[: len(tokens)]), logit_differences(tokens, logits[len(tokens) :])
+    clean, corrupt = np.empty(0), np.empty(0)
+    while len(clean) < len(tokens):
+        missing = len(tokens) if pairs is None else pairs - int((clean > 0).sum())
+        if missing <= 0:
+            break
+        # An eighth more than is missing: a task worth explaining is mostly answered, and looking twice costs a pass.
+        some = range(len(clean), min(len(tokens), len(clean) + missing + -(-missing // 8)))
+        looked = tokens.subset(some)
+        _, logits = capture(model, [*looked.clean, *looked.corrupt], answer_ids=looked.scored_ids * 2)
+        assert logits is not None
+        clean = np.concatenate([clean, logit_differences(looked, logits[: len(looked)])])
+        corrupt = np.concatenate([corrupt, logit_differences(looked, logits[len(looked) :])])
     right = np.flatnonzero(clean > 0)
     if not right.size:
         raise HeadcodesError(
@@ -371,7 +379,7 @@ def answered(
             "Choose a task that the model does, or another model.",
         )
     chosen = right[:pairs]
-    return tokens.subset(chosen.tolist()), clean[chosen], corrupt[chosen], len(right)
+    return tokens.subset(chosen.tolist()), clean[chosen], corrupt[chosen], len(right), len(clean)
 
 
 def _ld(tokens: TokenPairs, index: int, logits: list[Tensor]) -> Float[np.ndarray, " n_row"]:

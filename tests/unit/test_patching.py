@@ -181,8 +181,11 @@ def test_only_answered_pairs_count(tiny_model: Any) -> None:
     assert (truth.n_answered, truth.n_given) == (3, 5)
     np.testing.assert_allclose(truth.effects, full.effects[[0, 2, 4]], **CLOSE)
     two = causal_truth(model, mixed, pairs=2, cache=False)
-    assert (two.n_answered, len(two.effects)) == (3, 2)
+    # Nothing is asked of pairs that are not needed, and only those asked are spoken of.
+    assert (two.n_answered, two.n_given, len(two.effects)) == (2, 3, 2)
     np.testing.assert_allclose(two.effects, full.effects[[0, 2]], **CLOSE)
+    one = verify(model, mixed, [(0, 0)], pairs=3)
+    assert (one.n_answered, one.n_given) == (3, 5)
     none = TokenPairs(tokens.clean, tokens.corrupt, tokens.wrong_answers, tokens.answers, False, tokens.pairs)
     with pytest.raises(HeadcodesError, match="none of 5"):
         causal_truth(model, none)
