@@ -63,6 +63,11 @@ class HeadAblation:
         with ready(model), torch.no_grad():
             self.references = [self._reference(batch) for batch in batches(tokens, node_bytes_per_token(model))]
 
+    @property
+    def clean_logit_diff(self) -> float:
+        """Mean logit difference of the whole model over pairs; with the loss "logit-diff" only."""
+        return sum(float(each.batch.logit_diff(each.clean).sum()) for each in self.references) / self.n_pairs
+
     def _reference(self, batch: Batch) -> _Reference:
         whole = self.kind == "kl"
         clean = run(self.model, batch.clean, batch, whole_vocabulary=whole)
@@ -124,16 +129,18 @@ class EdgeAblation(HeadAblation):
     A destination whose edges are removed reads the residual stream less what their sources say in this very run, plus
     what they say when ablated. Exact: MLPs and later heads answer to what they then read.
 
+    Keys and values that several heads share (grouped queries) are told apart: an edge into one head's key changes what
+    that head attends by, and nothing for the others of its group.
+
     Raises:
-        HeadcodesError: grouped-query attention or a norm between parts and stream (Gemma 2 and 3), in which edges
-        into
-            single keys and values, or sums of parts, do not exist; a family whose projections are unknown.
+        HeadcodesError: a norm between parts and stream (Gemma 2 and 3), in which sums of parts do not exist; a family
+            whose projections are unknown; grouped queries in attention that cannot be told how many keys there are.
     """
 
     def __init__(self, model: Model, tokens: TokenPairs, ablation: Ablation, loss: Loss) -> None:
-        if model.n_kv_heads != model.n_heads:
+        if model.n_kv_heads != model.n_heads and not hasattr(model.attention(0), _GROUPS):
             raise HeadcodesError(
-                "edges can only be cut where every head has keys and values of its own",
+                "edges can be cut where every head has, or can be given, keys and values of its own",
                 f"{model.n_heads} heads on {model.n_kv_heads} keys and values",
                 "Use level='node', or eap for edges.",
             )
@@ -175,13 +182,33 @@ class EdgeAblation(HeadAblation):
         return total / self.n_pairs
 
 
+# What attention of transformers reads to see how many heads share a key: it takes as many keys as it is given.
+_GROUPS = "num_key_value_groups"
+
+
+@contextmanager
+def _ungrouped(model: Model) -> Iterator[None]:
+    """Let attention take keys and values for every head while open."""
+    parts = [model.attention(layer) for layer in range(model.n_layers)]
+    before = [getattr(part, _GROUPS) for part in parts]
+    try:
+        for part in parts:
+            setattr(part, _GROUPS, 1)
+        yield
+    finally:
+        for part, groups in zip(parts, before, strict=True):
+            setattr(part, _GROUPS, groups)
+
+
 class _Cut:
     """One pass in which destinations read a stream without some of its sources."""
 
     def __init__(self, model: Model, rows: Any, removed: Tensor, ablated: Tensor) -> None:
         self.model, self.rows, self.removed, self.ablated = model, rows, removed, ablated
         self.reads = Reads(model)
-        self.said = torch.zeros_like(ablated)  # by the sources, as the pass comes by them
+        self.group_size = model.n_heads // model.n_kv_heads
+        # What each source says in this pass less what it says when ablated, as the pass comes by it.
+        self.gap = torch.zeros_like(ablated)
 
     @contextmanager
     def cutting(self) -> Iterator[None]:
@@ -189,6 +216,8 @@ class _Cut:
         model, reads = self.model, self.reads
         with ExitStack() as hooks:
             hooks.enter_context(reads.recording())
+            if self.group_size > 1:
+                hooks.enter_context(_ungrouped(model))
             hooks.enter_context(edit_input(model.layers[0], self._heard(self.rows.of("input", 0))))
             for layer in range(model.n_layers):
                 for slot in "qkv":
@@ -203,9 +232,12 @@ class _Cut:
             hooks.enter_context(edit_input(model.final_norm, self._final))
             yield
 
+    def _says(self, row: slice, said: Tensor) -> None:
+        self.gap[row] = said - self.ablated[row]
+
     def _heard(self, row: slice) -> Edit:
         def note(x: Tensor) -> Tensor:
-            self.said[row] = x.float().reshape(1, -1)
+            self._says(row, x.float().reshape(1, -1))
             return x
 
         return note
@@ -214,7 +246,7 @@ class _Cut:
         def note(z: Tensor) -> Tensor:
             heads = z.float().unflatten(-1, (self.model.n_heads, self.model.d_head))
             weights = self.model.W_O[layer].float().to(z.device)
-            self.said[self.rows.heads(layer)] = torch.einsum("bshd,hdm->hbsm", heads, weights).flatten(1)
+            self._says(self.rows.heads(layer), torch.einsum("bshd,hdm->hbsm", heads, weights).flatten(1))
             return z
 
         return note
@@ -222,7 +254,7 @@ class _Cut:
     def _mlp_said(self, layer: int) -> Any:
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
             said = output[0] if isinstance(output, tuple) else output
-            self.said[self.rows.mlp(layer)] = said.float().reshape(1, -1)
+            self._says(self.rows.mlp(layer), said.float().reshape(1, -1))
 
         return note
 
@@ -231,22 +263,32 @@ class _Cut:
         gone = self.removed[readable, columns]
         if not bool(gone.any()):
             return None
-        return gone.T @ (self.said[readable] - self.ablated[readable])
+        return gone.T @ self.gap[readable]
 
     def _slot(self, layer: int, slot: str) -> Any:
+        # Keys and values of grouped queries are made once a head, in one order with the queries.
+        shared = self.group_size > 1 and slot != "q"
+
+        def by_head(values: Tensor, dim: int) -> Tensor:
+            return values.repeat_interleave(self.group_size, dim) if shared else values
+
         def replace(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             start = self.rows.column(layer) + "qkv".index(slot) * self.rows.n_heads
             change = self._change(self.rows.read_by_heads(layer), slice(start, start + self.rows.n_heads))
+            cut = self.reads.slots[layer][slot][1]
             if change is None:
-                return None
+                return by_head(cut(output), -2).flatten(-2) if shared else None
             norm, stream = self.reads.norm_before(layer, args[0])
             read = stream - change.view(-1, *stream.shape).to(stream.dtype)
             normed: Tensor = read if norm is None else norm.forward(read)
-            cut = self.reads.slots[layer][slot][1]
             bias = getattr(module, "bias", None)
-            values = torch.einsum("hbsm,mhd->bshd", normed, cut(input_major(module)))
+            values = torch.einsum("hbsm,mhd->bshd", normed, by_head(cut(input_major(module)), -2))
+            if bias is not None:
+                values = values + by_head(cut(bias), -2)
+            if shared:
+                return values.flatten(-2)
             output = output.clone()
-            cut(output).copy_(values if bias is None else values + cut(bias))
+            cut(output).copy_(values)
             return output
 
         return replace

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from headcodes import faithfulness as faith
+from headcodes.ablation import edge_order
 from headcodes.errors import HeadcodesError
+from headcodes.methods.inputs import Edges
 from headcodes.models import Model
 from headcodes.prompts import PromptPair, PromptPairs, TokenPairs
+from headcodes.reads import edge_names
+from peers.spelled_out import SpelledOut
 
 
 def token_pairs(n: int = 5, n_vocab: int = 200) -> TokenPairs:
@@ -181,6 +185,70 @@ def test_head_areas_are_those_of_the_runs(tiny_model: Any) -> None:
     assert found["cmd"] == pytest.approx(expected["cmd"], abs=1e-4)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_edge_areas_are_those_of_models_spelled_out(tiny_model: Any, family: str) -> None:
+    model = tiny_model(family)
+    tokens = token_pairs()
+    sources, destinations = edge_names(model)
+    scores = np.full((len(sources), len(destinations)), np.nan)
+    real = edge_order(model)
+    scores[tuple(zip(*real, strict=True))] = np.random.default_rng(4).normal(size=len(real))
+    shares = (0.05, 0.6, 1.0)
+    found = faith.edge_cpr_cmd(model, tokens, Edges(sources, destinations, scores), shares=shares)
+    plain = SpelledOut(model, family)
+
+    def mean_logit_diff(kept: set[tuple[int, int]]) -> float:
+        gone = {(sources[i], destinations[j]) for i, j in real if (i, j) not in kept}
+        total = 0.0
+        for index in range(len(tokens)):
+            _, corrupt = plain.run(tokens.corrupt[index], {}, set())
+            logits, _ = plain.run(tokens.clean[index], corrupt, gone)
+            right, wrong = logits[tokens.answers[index]], logits[tokens.wrong_answers[index]]
+            total += float(right.logsumexp(0) - wrong.logsumexp(0))
+        return total / len(tokens)
+
+    full, empty = mean_logit_diff(set(real)), mean_logit_diff(set())
+    for name, key in (("f_signed", lambda edge: -scores[edge]), ("f_absolute", lambda edge: -abs(scores[edge]))):
+        order = sorted(real, key=key)
+        for share, f in zip(shares, found[name], strict=True):
+            expected = (mean_logit_diff(set(order[: int(share * len(real))])) - empty) / (full - empty)
+            assert f == pytest.approx(expected, abs=2e-3), (name, share)
+    assert found["f_signed"][-1] == pytest.approx(1, abs=1e-4)
+    assert found["cpr"] == pytest.approx(faith.area(shares, found["f_signed"]))
+    assert found["cmd"] == pytest.approx(faith.area(shares, [abs(1 - f) for f in found["f_absolute"]]))
+    assert found["n_edges"] == len(real)
+    # No edge at all is the corrupted prompt.
+    nothing = faith.edge_cpr_cmd(model, tokens, Edges(sources, destinations, scores), shares=(0.0001, 1.0))
+    assert nothing["f_signed"] == [pytest.approx(0, abs=1e-4), pytest.approx(1, abs=1e-4)]
+
+
+@pytest.mark.parametrize("name", ["planted-ioi", "planted-induction"])
+def test_the_edges_of_a_planted_circuit_are_enough_and_all(name: str) -> None:
+    from headcodes import planted
+    from headcodes.circuit import head_name
+    from headcodes.prompts import tokenize
+
+    made = planted.load(name)
+    tokens = tokenize(made.task.build(made.model.tokenizer, 6), made.model.tokenizer)
+    sources, destinations = edge_names(made.model)
+    heads = [head_name(*head) for head in made.truth.heads]
+    planted_edges = {(head_name(*a), f"{head_name(*b)}<{slot}>") for a, b in made.truth.pairs for slot in "qkv"}
+    planted_edges |= {("input", f"{head}<{slot}>") for head in heads for slot in "qkv"}
+    planted_edges |= {(source, "logits") for source in ["input", *heads]}
+    real = edge_order(made.model)
+    scores = np.full((len(sources), len(destinations)), np.nan)
+    for i, j in real:
+        scores[i, j] = float((sources[i], destinations[j]) in planted_edges)
+    shares = ((len(planted_edges) + 0.5) / len(real), 1.0)
+    found = faith.edge_cpr_cmd(made.model, tokens, Edges(sources, destinations, scores), shares=shares)
+    assert found["f_signed"][0] == pytest.approx(1, abs=1e-3)
+    assert len(planted_edges) < 0.2 * len(real)
+    # All edges but these do nothing.
+    shares = ((len(real) - len(planted_edges) + 0.5) / len(real), 1.0)
+    others = faith.edge_cpr_cmd(made.model, tokens, Edges(sources, destinations, -scores), shares=shares)
+    assert others["f_signed"] == [pytest.approx(0, abs=1e-3), pytest.approx(1, abs=1e-3)]
+
+
 @pytest.mark.parametrize("name", ["planted-ioi", "planted-induction"])
 @pytest.mark.parametrize("ablation", ["resample"])
 def test_a_planted_circuit_is_enough_and_all(name: str, ablation: Any) -> None:
@@ -208,6 +276,16 @@ def test_what_cannot_be_asked(tiny_model: Any) -> None:
         faith.behaviour(model, tokens, np.ones((1, 4, 3)))
     with pytest.raises(HeadcodesError, match="heads lie"):
         faith.faithfulness(model, tokens, [(3, 0)])
+    sources, destinations = edge_names(model)
+    unscored = Edges(sources, destinations, np.full((len(sources), len(destinations)), np.nan))
+    with pytest.raises(HeadcodesError, match="finite score"):
+        faith.edge_cpr_cmd(model, tokens, unscored)
+    with pytest.raises(HeadcodesError, match="another graph"):
+        faith.edge_cpr_cmd(model, tokens, Edges(sources[1:], destinations, unscored.scores[1:]))
+    other = tiny_model("gemma2")
+    graph = Edges(*edge_names(other), np.zeros([len(names) for names in edge_names(other)]))
+    with pytest.raises(HeadcodesError, match="norms what its parts write"):
+        faith.edge_cpr_cmd(other, tokens, graph)
 
 
 @pytest.mark.slow
