@@ -29,7 +29,7 @@ import torch
 
 from headcodes import methods, metrics, planted, tasks, truths
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.faithfulness import curve, head_cpr_cmd
+from headcodes.faithfulness import curve, edge_cpr_cmd, head_cpr_cmd
 from headcodes.files import atomic_write, checksum
 from headcodes.methods.inputs import Inputs
 from headcodes.patching import causal_truth
@@ -37,6 +37,7 @@ from headcodes.prompts import TokenPairs, tokenize
 
 if TYPE_CHECKING:
     from headcodes.methods import Level
+    from headcodes.methods.inputs import Findings
     from headcodes.models import Model
 
 SCHEMA = 1
@@ -68,12 +69,13 @@ class Row:
         model, task, method, level, seed: which cell this is.
         n_pairs: prompt pairs that the method was given.
         status: "ok", "over budget", "not possible" (the method says why) or "failed".
-        note: why, where it is not "ok".
+        note: why, where it is not "ok", or has no areas.
         auc, ap: ROC AUC and average precision of the head scores against ``truth``.
         mention_auc: of the mention scores, the published "edge level". pair_auc: of the pair scores, where the truth
         knows
             pairs.
-        cpr, cmd: over shares of the heads (``faithfulness.head_cpr_cmd``).
+        cpr, cmd: at node level over shares of the heads (``faithfulness.head_cpr_cmd``), at edge level over shares of
+            the edges (``faithfulness.edge_cpr_cmd``), where the method scores edges and the model lets them be cut.
         seconds: from tokens to scores, the model loaded; ``peak_bytes`` beside what was held before, where the system
         says.
         truth: name of what it was judged against.
@@ -228,11 +230,9 @@ def run_cell(
         if findings.pair_scores is not None and judged.pair_labels is not None:
             found["pair_auc"] = metrics.pair_auc(findings.pair_scores, judged.pair_labels, model.n_heads)
         if with_faithfulness and judged.tokens is not None and judged.tokens.equal_lengths:
-            signed = scores if findings.signed is None else findings.signed
-            areas = head_cpr_cmd(model, judged.tokens, signed)
             line = curve(model, judged.tokens, scores, n_random=0)
-            found |= {"cpr": areas["cpr"], "cmd": areas["cmd"]}
             found |= {"sizes": line.sizes, "faithfulness": line.faithfulness}
+            found |= _areas(model, judged.tokens, findings, level)
         return Row(**about, status="ok", **found)
     except BudgetExceeded:
         return Row(**about, status="over budget", note=f"more than {budget_s:g} s")
@@ -240,6 +240,20 @@ def run_cell(
         return Row(**about, status="not possible", note=str(error))
     except Exception as error:  # one failing cell never ends a suite
         return Row(**about, status="failed", note=f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _areas(model: Model, tokens: TokenPairs, findings: Findings, level: Level) -> dict[str, Any]:
+    """Return CPR and CMD; at edge level nothing where there are no edges to take, or a note where none can be cut."""
+    if level == "node":
+        areas = head_cpr_cmd(model, tokens, findings.head_scores if findings.signed is None else findings.signed)
+    elif findings.edges is None:
+        return {}
+    else:
+        try:
+            areas = edge_cpr_cmd(model, tokens, findings.edges)
+        except HeadcodesError as error:
+            return {"note": f"no CPR and CMD: {error}"}
+    return {"cpr": areas["cpr"], "cmd": areas["cmd"]}
 
 
 def run_quality(
@@ -279,6 +293,8 @@ def run_quality(
             for method in method_ids:
                 key = [SCHEMA, model.checksum, str(model.dtype), task, method, level, seed, n_pairs, truth_pairs, top]
                 key += [with_faithfulness]
+                if level == "edge":
+                    key += ["areas over edges"]  # once they were over heads
                 name = f"{task}-{method}-{level}-{seed}-{checksum(json.dumps(key).encode())[:8]}.json"
                 path = out / "cells" / name
                 row = _read_cell(path, budget_s)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headcodes import methods, metrics, planted, suite
+from headcodes import methods, metrics, planted, suite, tasks
 from headcodes.errors import HeadcodesError
 from headcodes.methods.inputs import Findings, Inputs
 from headcodes.models import load_model
@@ -99,10 +99,33 @@ def test_what_a_method_cannot_do_is_a_row(model: Any, tmp_path: Path) -> None:
     assert rows[0].note == "scores node level only"
     assert rows[1].pair_auc is not None
     assert rows[1].pair_auc > 0.95
+    assert rows[1].cpr is None
     with pytest.raises(HeadcodesError, match="a method is one of"):
         quality(model, tmp_path, method_ids=["nonsense"])
     with pytest.raises(HeadcodesError, match="planted-ioi-48 does the task ioi"):
         quality(model, tmp_path, task_ids=["induction"])
+
+
+def test_areas_at_edge_level_are_over_edges(tiny_model: Any, tmp_path: Path) -> None:
+    from headcodes.faithfulness import edge_cpr_cmd
+    from headcodes.prompts import tokenize
+
+    model = tiny_model("qwen3")
+    tokens = tokenize(tasks.get("ioi").build(model.tokenizer, 3, seed=9), model.tokenizer)
+    labels = np.arange(12).reshape(3, 4) < 3
+    judged = suite.Judge("made", labels, None, tokens)
+    about: dict[str, Any] = {"task": "ioi", "level": "edge", "seed": 0, "n_pairs": 4}
+    row = suite.run_cell(model, judged, method="eap", **about)
+    given = tokenize(tasks.get("ioi").build(model.tokenizer, 4, seed=0), model.tokenizer)
+    edges = methods.get("eap").find(Inputs(model, given), "edge", 0).edges
+    assert edges is not None
+    areas = edge_cpr_cmd(model, tokens, edges)
+    assert (row.cpr, row.cmd) == (pytest.approx(areas["cpr"], rel=1e-3), pytest.approx(areas["cmd"], rel=1e-3))
+    without = suite.run_cell(model, judged, method="paper", **about)
+    assert (without.status, without.cpr, without.note) == ("ok", None, "")
+    gemma = suite.run_cell(tiny_model("gemma3_text"), judged, method="eap", **about)
+    assert (gemma.status, gemma.cpr) == ("ok", None)
+    assert "norms what its parts write" in gemma.note
 
 
 def test_the_paper_suite_lists_what_is_missing_and_invents_nothing(tmp_path: Path) -> None:
