@@ -205,8 +205,9 @@ def train_many(
 ) -> list[TrainResult]:
     """Train one autoencoder per generator, the i-th on ``xs[i]``; all matrices of one shape and device.
 
-    On a GPU they are one batched problem. Early stopping then waits for the last of them. On a CPU one problem already
-    keeps the cores busy, so they run one after the other.
+    On a CPU one problem already keeps the cores busy, so they run one after the other, and each gives the bits that
+    ``train`` gives. On a GPU they are one batched problem, whose products may round otherwise than those of a single
+    one: there losses and weights agree to rounding. Each stops early by its own loss either way.
 
     Raises:
         HeadcodesError: a matrix is empty or holds NaN or infinity, shapes differ, or the numbers of matrices and
@@ -234,8 +235,7 @@ def train_many(
             x = torch.stack([xs[i].detach().float() for i in group])
             weights, b_enc = zip(*(_initial(x.shape[-1], config.d_sae, generators[i]) for i in group), strict=True)
             problem = _Problem(x, torch.stack(weights).to(x.device), torch.stack(b_enc).to(x.device), config)
-            losses = problem.run(advance)
-            results += [TrainResult(problem.autoencoder(s), losses[:, s].clone()) for s in range(len(group))]
+            results += problem.run(advance)
     return results
 
 
@@ -275,8 +275,12 @@ class _Problem:
         self.is_active = torch.empty((*shape[:2], config.d_sae), dtype=torch.bool, device=x.device)
         self.spare = torch.empty_like(x[0] if not x.is_cuda else x[0, :0])
 
-    def run(self, advance: Callable[[int], None]) -> Tensor:
-        """Train; return the losses ``[n_epochs run, S]``. The weights are left normalised."""
+    def run(self, advance: Callable[[int], None]) -> list[TrainResult]:
+        """Train; return the S results.
+
+        A problem whose loss stands still is over with the weights of that epoch, as if it were alone, though it is
+        worked on until the last one stands still too.
+        """
         on_gpu = self.W.is_cuda
         parameters = [self.W, self.b_enc, self.b_dec]
         for parameter, grad in zip(parameters, self.grads, strict=True):
@@ -284,30 +288,33 @@ class _Problem:
         adam = torch.optim.Adam(parameters, lr=self.config.lr, fused=True, capturable=on_gpu)
         step = _Replayed(lambda: self.step(adam)) if on_gpu else lambda: self.step(adam)
         losses = torch.empty(self.config.n_epochs, len(self.W), device=self.W.device)
+        results: dict[int, TrainResult] = {}
         n_run = 0
-        while n_run < self.config.n_epochs:
+        while len(results) < len(self.W):
             losses[n_run] = step()
             n_run += 1
             advance(1)
+            over = range(len(self.W)) if n_run == self.config.n_epochs else []
             if self.config.plateau and n_run % _PLATEAU_WINDOW == 0 and n_run > _PLATEAU_WINDOW:
                 before, now = losses[n_run - 1 - _PLATEAU_WINDOW], losses[n_run - 1]
-                if bool((now > (1 - self.config.plateau) * before).all()):
-                    break
-        self.normalise()
-        return losses[:n_run].cpu()
+                over = over or (now > (1 - self.config.plateau) * before).nonzero().flatten().tolist()
+            for s in over:
+                if s not in results:
+                    results[s] = TrainResult(self.autoencoder(s), losses[:n_run, s].cpu().clone())
+        return [results[s] for s in range(len(self.W))]
 
     def step(self, adam: torch.optim.Adam) -> Tensor:
         """Run one epoch; return the loss before it, ``[S]``."""
-        self.normalise()
+        self.normalise(self.W)
         sparse = len(self.W) == 1 and self.active_share < _SPARSE_BELOW
         loss = self.sparse_gradients() if sparse else self.gradients()
         self.project()
         adam.step()
         return loss
 
-    def normalise(self) -> None:
-        """Give every encoder direction, and every decoder row or atom, norm 1."""
-        encoder, decoder = self.W.chunk(2, 1)
+    def normalise(self, W: Tensor) -> None:
+        """Give every encoder direction, and every decoder row or atom, of ``W [..., 2 d_sae, d_in]`` norm 1."""
+        encoder, decoder = W.chunk(2, -2)
         encoder.div_(encoder.norm(dim=-1, keepdim=True))
         decoder.div_(decoder.norm(dim=self.decoder_axis, keepdim=True))
 
@@ -413,8 +420,10 @@ class _Problem:
         return self.mse_scale / 2 * square + self.l1_scale * latents.sum(-1)
 
     def autoencoder(self, s: int) -> SparseAutoencoder:
-        """Return the s-th autoencoder, in tensors of its own."""
-        encoder, decoder = self.W[s].chunk(2)
+        """Return the s-th autoencoder, normalised, in tensors of its own."""
+        W = self.W[s].clone()
+        self.normalise(W)
+        encoder, decoder = W.chunk(2)
         return SparseAutoencoder(encoder.T.contiguous(), self.b_enc[s].clone(), decoder.clone(), self.b_dec[s].clone())
 
 
