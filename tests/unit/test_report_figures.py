@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from io import BytesIO
+from itertools import pairwise
 
 import numpy as np
 import plotly.graph_objects as go
@@ -93,15 +95,6 @@ def circuit() -> Circuit:
     )
 
 
-def test_graph_columns_follow_the_layers_and_rows_the_heads() -> None:
-    places = figures.circuit_positions(circuit())
-    assert places["a3.h1"] == (0.0, 1.0)
-    assert places["m3"] == (1.0, -1.0)
-    assert places["a9.h0"] == (2.0, 0.0)
-    assert places["a20.h1"] == (3.0, 1.0)
-    assert len(set(places.values())) == len(places)
-
-
 def test_graph_draws_every_node_and_every_edge_once() -> None:
     drawn = figures.circuit_figure(circuit(), {"a3.h1": "<br>note"}, {("a3.h1", "a9.h0"): "<br>shared"})
     nodes = drawn["data"][-1]
@@ -114,16 +107,37 @@ def test_graph_draws_every_node_and_every_edge_once() -> None:
     assert sum(trace["x"].count(None) for trace in lines) == 3
     # The strongest edge is the widest line, and each line starts and ends at its nodes.
     widest = max(lines, key=lambda trace: trace["line"]["width"])
-    assert (widest["x"][0], widest["y"][0]) == (0.0, 1.0)
-    assert (widest["x"][-2], widest["y"][-2]) == (3.0, 1.0)
+    where = dict(zip(nodes["text"], zip(nodes["x"], nodes["y"], strict=True), strict=True))
+    assert (widest["x"][0], widest["y"][0]) == pytest.approx(where["a3.h1"])
+    assert (widest["x"][-2], widest["y"][-2]) == pytest.approx(where["a20.h1"])
 
 
-def test_edges_over_other_columns_bend_away_from_nodes_in_their_row() -> None:
-    drawn = figures.circuit_figure(
-        Circuit.from_heads([(0, 1), (1, 1), (2, 1)], n_layers=3, n_heads=2, pairs=[((0, 1), (2, 1))])
-    )
-    middle = drawn["data"][-2]
-    assert abs(middle["y"][0] - 1.0) > 0.2
+def test_marks_lie_on_their_lines_and_not_on_each_other() -> None:
+    slots = [("a3.h1", f"a20.h1<{slot}>") for slot in "qkv"]
+    its = replace(circuit(), edges=(*slots, ("a3.h1", "a9.h0"), ("a9.h0", "a20.h1<q>")), edge_scores={})
+    drawn = figures.circuit_figure(its)["data"]
+    marks = list(zip(drawn[-2]["x"], drawn[-2]["y"], strict=True))
+    assert len(set(marks)) == 5
+    x, y = drawn[0]["x"], drawn[0]["y"]  # without scores all edges are of one width
+    ends = [i for i, value in enumerate(x) if value is None]
+    for mark, start, end in zip(marks, [0, *(i + 1 for i in ends)], ends, strict=False):
+        assert np.interp(mark[0], x[start:end], y[start:end]) == pytest.approx(mark[1])
+        assert x[start] < mark[0] < x[end - 1]
+
+
+def test_lines_stay_between_the_points_they_pass() -> None:
+    points = [(0.0, 0.0), (1.0, 1.0), (2.0, 5.0), (3.0, 5.0), (4.0, 4.0)]
+    x, y = (np.array(its) for its in figures._curve(points))
+    for (left, before), (right, after) in pairwise(points):
+        its = y[(x >= left) & (x <= right)]
+        assert (its[0], its[-1]) == pytest.approx((before, after))
+        assert (np.diff(its) * (after - before) >= 0).all()
+
+
+def test_rows_are_numbered_only_where_they_are_heads() -> None:
+    assert figures.circuit_figure(circuit())["layout"]["yaxis"]["tickvals"] == []
+    alone = figures.circuit_figure(replace(circuit(), edges=()))["layout"]["yaxis"]
+    assert alone["ticktext"] == ["MLP", "0", "1", "2", "3"]
 
 
 def test_empty_circuit_draws() -> None:

@@ -10,11 +10,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headcodes.circuit import Circuit, parse_head, split_slot, stage
+from headcodes.circuit import Circuit, parse_head
+from headcodes.report.layout import Point, layout
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -119,67 +121,46 @@ def _tick(n: int) -> int:
     return next((step for step in (1, 2, 5, 10, 20, 50) if n / step <= 16), 100)
 
 
-def circuit_positions(circuit: Circuit) -> dict[str, tuple[float, float]]:
-    """Place nodes: one column a stage that occurs, early to the left; heads of a layer at their own number.
-
-    A head's row is its number, as in the heat map, so that two circuits of one model can be laid beside each other.
-    """
-    ends = {split_slot(end)[0] for edge in circuit.edges for end in edge}
-    stages = {
-        name: stage(
-            name,
-            n_layers=circuit.n_layers,
-            n_heads=circuit.n_heads,
-            parallel_attn_mlp=circuit.parallel_attn_mlp,
-        )
-        for name in dict.fromkeys([*circuit.nodes, *sorted(ends)])
-    }
-    columns = {moment: i for i, moment in enumerate(sorted(set(stages.values())))}
-    rows: dict[str, float] = {}
-    for name in stages:
-        head = parse_head(name)
-        rows[name] = float(head[1]) if head else (-1.0 if name.startswith("m") else (circuit.n_heads - 1) / 2)
-    return {name: (float(columns[stages[name]]), rows[name]) for name in stages}
-
-
 def circuit_figure(
     circuit: Circuit,
     node_notes: Mapping[str, str] | None = None,
     edge_notes: Mapping[tuple[str, str], str] | None = None,
 ) -> Figure:
-    """Draw a circuit as a layered graph, data flowing from left to right.
+    """Draw a circuit as a layered graph, data flowing from left to right; ``headcodes.report.layout`` places it.
 
     Colour: a node's score. Width: an edge's score, in four steps. Notes are shown on hovering, below the scores;
     they are taken as they are, so pass foreign text through ``plain`` first.
     """
     node_notes, edge_notes = node_notes or {}, edge_notes or {}
-    places = circuit_positions(circuit)
-    names = list(places)
+    placed = layout(circuit)
+    places = placed.nodes
+    names = list(dict.fromkeys([*circuit.nodes, *places]))  # the order in which arrow keys walk: best first
     scores = np.array([circuit.node_scores.get(name, math.nan) for name in names])
     data: list[Figure] = []
     weights = np.array([abs(circuit.edge_scores.get(edge, 1.0)) for edge in circuit.edges])
     steps = _steps(weights, _N_EDGE_WIDTHS)
-    curves = [_curve(places[source], places[split_slot(target)[0]]) for source, target in circuit.edges]
+    lines = [_curve(placed.edges[edge]) for edge in circuit.edges]
     for step in range(_N_EDGE_WIDTHS):
         x: list[float | None] = []
         y: list[float | None] = []
-        for curve, its_step in zip(curves, steps, strict=True):
+        for (its_x, its_y), its_step in zip(lines, steps, strict=True):
             if its_step == step:
-                x += [*np.round(curve[0], 3).tolist(), None]
-                y += [*np.round(curve[1], 3).tolist(), None]
+                x += [*its_x, None]
+                y += [*its_y, None]
         if x:
             line = {"color": _EDGE, "width": 0.8 + 1.1 * step}
             data.append(
                 {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": line, "opacity": 0.45 + 0.15 * step}
                 | {"hoverinfo": "skip"}
             )
-    if curves:
+    if lines:
+        marks = _marks(lines)
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "x": [float(curve[0][len(curve[0]) // 2]) for curve in curves],
-                "y": [float(curve[1][len(curve[1]) // 2]) for curve in curves],
+                "x": [x for x, _ in marks],
+                "y": [y for _, y in marks],
                 "marker": {"size": 7, "symbol": "diamond", "color": _EDGE},
                 "hovertext": [
                     _lines(f"<b>{source} → {target}</b>", _scored(circuit.edge_scores.get((source, target))))
@@ -219,26 +200,22 @@ def circuit_figure(
             "hoverinfo": "text",
         }
     )
-    n_columns = 1 + int(max((x for x, _ in places.values()), default=0))
-    layers = {int(x): _column_label(name) for name, (x, _) in places.items()}
-    rows = [y for _, y in places.values()] or [0.0]
+    rows = [y for _, y in places.values()] + [y for line in placed.edges.values() for _, y in line] or [0.0]
+    numbers: Figure = {"tickvals": [], "ticktext": []}
+    if placed.by_head:
+        ticks = range(0, circuit.n_heads, _tick(circuit.n_heads))
+        numbers = {"title": {"text": "head"}, "tickvals": [-1, *ticks], "ticktext": ["MLP", *map(str, ticks)]}
     return {
         "data": data,
         "layout": {
             "xaxis": {
                 "title": {"text": "layer (only those with a chosen part)"},
-                "tickvals": sorted(layers),
-                "ticktext": [layers[i] for i in sorted(layers)],
-                "range": [-0.7, n_columns - 0.3],
+                "tickvals": list(range(len(placed.columns))),
+                "ticktext": [_column_label(name) for name in placed.columns],
+                "range": [-0.7, len(placed.columns) - 0.3],
                 **_BARE,
             },
-            "yaxis": {
-                "title": {"text": "head"},
-                "tickvals": [-1, *range(0, circuit.n_heads, _tick(circuit.n_heads))],
-                "ticktext": ["MLP", *map(str, range(0, circuit.n_heads, _tick(circuit.n_heads)))],
-                "range": [max(rows) + 0.8, min(rows) - 0.9],
-                "zeroline": False,
-            },
+            "yaxis": {**numbers, "range": [max(rows) + 0.8, min(rows) - 0.9], **_BARE},
             "height": int(min(760, max(320, 120 + 46 * (max(rows) - min(rows) + 1)))),
             "showlegend": False,
             "hovermode": "closest",
@@ -265,12 +242,29 @@ def _column_label(name: str) -> str:
     return str(head[0]) if head else name
 
 
-def _curve(start: tuple[float, float], end: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Bend an edge the more, the more columns it crosses: it then passes beside the nodes between."""
-    (x0, y0), (x1, y1) = start, end
-    t = np.linspace(0, 1, 15)
-    bend = 0.0 if x1 - x0 <= 1 else min(1.1, 0.25 + 0.09 * (x1 - x0)) * (-1 if (y0 + y1) % 2 else 1)
-    return x0 + (x1 - x0) * t, y0 + (y1 - y0) * t + 4 * bend * t * (1 - t)
+def _curve(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    """Return a smooth line through points a column apart, level at both ends, that overshoots nowhere."""
+    rises = [after[1] - before[1] for before, after in pairwise(points)]
+    # Fritsch and Butland's slopes: the harmonic mean where a line goes on rising or falling, level where it turns.
+    inner = [2 * a * b / (a + b) if a * b > 0 else 0.0 for a, b in pairwise(rises)]
+    x, y = [points[0][0]], [points[0][1]]
+    for (start, low), rise, (before, after) in zip(points, rises, pairwise([0.0, *inner, 0.0]), strict=False):
+        for t in np.linspace(0, 1, 9)[1:].tolist() if rise else (1.0,):
+            x.append(round(start + t, 3))
+            y.append(round(low + rise * t * t * (3 - 2 * t) + t * (1 - t) * (before * (1 - t) - after * t), 3))
+    return x, y
+
+
+def _marks(lines: Sequence[tuple[list[float], list[float]]]) -> list[Point]:
+    """Return a place on each line to point at: half-way, between two columns."""
+    marks: list[Point] = []
+    for x, y in lines:
+        at = int((x[0] + x[-1]) / 2) + 0.5
+        # Edges into several slots of a head are one line: their marks stand behind each other on it.
+        while (mark := (at, float(np.interp(at, x, y)))) in marks:
+            at = round(at + 0.12, 2)
+        marks.append(mark)
+    return marks
 
 
 def _steps(weights: np.ndarray, n: int) -> list[int]:

@@ -121,7 +121,8 @@ def to_matplotlib(figure: figures.Figure) -> Any:
         axes.invert_yaxis()
     if "tickangle" in layout["xaxis"]:
         axes.tick_params(axis="x", rotation=-layout["xaxis"]["tickangle"])
-    axes.spines[["top", "right"]].set_visible(False)
+    bare = ["left"] if layout["yaxis"].get("tickvals") == [] else []
+    axes.spines[["top", "right", *bare]].set_visible(False)
     if named:
         axes.legend(frameon=False, fontsize="small")
     return drawn
@@ -200,6 +201,14 @@ def _draw_scatter(drawn: Any, axes: Any, trace: figures.Figure) -> None:
     else:
         axes.scatter(x, y, size, marker=shape, color=marker["color"], label=label, zorder=2)
     if "text" in trace:
+        from matplotlib.patheffects import withStroke
+
         for text, left, up, where in zip(trace["text"], x, y, trace["textposition"], strict=True):
             shift = (0, 9) if where.startswith("top") else (0, -15)
-            axes.annotate(text, (left, up), shift, textcoords="offset points", ha="center", fontsize="x-small")
+            axes.annotate(
+                *(text, (left, up), shift),
+                textcoords="offset points",
+                ha="center",
+                fontsize="x-small",
+                path_effects=[withStroke(linewidth=2, foreground="white")],  # lines pass behind names
+            )
