@@ -53,12 +53,20 @@ class Opened:
     requests: list[str] = field(default_factory=list)
 
     def settle(self) -> None:
-        """Wait until every chart is drawn."""
+        """Wait until every chart on the screen is drawn."""
         self.page.wait_for_selector('html[data-drawn="yes"]', state="attached")
 
     def chart(self, name: str) -> Any:
-        """The picture whose text alternative starts with ``name``."""
+        """The picture whose text alternative starts with ``name``; none is drawn before it comes near the screen."""
         return self.page.locator(f'.plot[aria-label^="{name}"]')
+
+    def drawn(self, name: str) -> Any:
+        """The same picture, scrolled to and drawn."""
+        its = self.chart(name).first
+        its.scroll_into_view_if_needed()
+        its.locator("svg.main-svg").first.wait_for()
+        self.settle()
+        return its
 
 
 @pytest.fixture
@@ -150,6 +158,9 @@ def sample_run(
         more = {"fdr": 0.05, "n_permutations": 10_000, "p_values": p.tolist(), "q_values": (3 * p).clip(0, 1).tolist()}
         rows = [{"head": node, "effect": 0.5, "low": 0.25, "high": 0.75} for node in circuit.nodes[:3]]
         more["verification"] = rows
+        if level == "edge":
+            arrays["pair_p_family"] = np.clip(1 / (1 + pair_scores), 1e-4, 1)
+            arrays["pair_q_values"] = np.where(np.arange(n_heads_all) % 4, 0.02, np.nan) * np.ones_like(pair_scores)
         arrays["causal_effects"] = generator.normal(0, 0.1, n_heads_all)
         arrays["causal_effects"][planted] += generator.normal(0, 1.4, len(planted))
         x = np.linspace(0, 1, 30)

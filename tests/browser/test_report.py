@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from headcodes.report import RunRecord
@@ -51,7 +53,7 @@ def test_one_run_shows_every_part(open_report: Show, make_run: MakeRun) -> None:
     titles = page.locator("h2").all_inner_texts()
     assert titles == ["Heads", "Circuit", "Codes", "Attention", "Against a truth", "Time", "Where it comes from"]
     for name in ("Heat map, 30 layers by 9 heads", "Layered graph of the circuit: 20 heads", "ROC curve", "Seconds a"):
-        assert opened.chart(name).locator("svg.main-svg").first.is_visible()
+        assert opened.drawn(name).is_visible()
     assert page.locator("nav").count() == 0
     assert "--task ioi --negative abc --n-prompts 20" in page.locator("pre.command").inner_text()
     assert page.locator("dd").filter(has_text="bfloat16").count() == 1
@@ -77,11 +79,11 @@ def test_hovering_tells_scores_codes_and_overlap(open_report: Show, make_run: Ma
     opened = open_report([run])
     page = opened.page
     best = run.circuit.nodes[0]
-    graph = opened.chart("Layered graph")
-    graph.scroll_into_view_if_needed()
+    graph = opened.drawn("Layered graph")
     drawn = graph.locator(".points:has(path)")
     nodes, edges = drawn.last, drawn.first
-    for points, texts in ((nodes, (best, "codes in positives only", "Then, ")), (edges, ("→", "pairs of codes in"))):
+    tested = ("→", "pairs of codes in", "over all pairs, q ")
+    for points, texts in ((nodes, (best, "codes in positives only", "Then, ")), (edges, tested)):
         box = points.locator("path").first.bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         for text in texts:
@@ -122,6 +124,55 @@ def test_graph_zooms_and_returns(open_report: Show, make_run: MakeRun) -> None:
     assert graph.evaluate(span) == pytest.approx(0.7 * whole)
     opened.page.get_by_role("button", name="Reset the view").click()
     assert graph.evaluate(span) == pytest.approx(whole)
+
+
+def test_edges_that_were_tested_show_p_and_q(open_report: Show, make_run: MakeRun) -> None:
+    run = make_run(n_pairs=20)
+    opened = open_report([run])
+    figure = opened.page.locator("figure", has=opened.chart("Layered graph"))
+    figure.locator("summary").click()
+    heads = figure.locator("thead th").all_inner_texts()
+    assert heads == ["from", "to", "score", "p over all pairs", "q"]
+    (source, target), score = next(iter(run.circuit.edge_scores.items()))
+    cells = figure.locator("tbody tr").first.locator("th, td").all_inner_texts()
+    assert cells[:4] == [source, target, f"{score:.0f}", f"{1 / (1 + score):.4g}"]
+    q = run.arrays["pair_q_values"][0, [layer * 9 + head for layer, head in (pair[1] for pair in run.circuit.pairs)]]
+    assert np.isnan(q).any()  # q is taken among some pairs only
+    shown = figure.locator("tbody td:nth-child(5)").all_inner_texts()
+    assert shown == ["–" if np.isnan(one) else f"{one}" for one in q]
+    plain = open_report([make_run(n_pairs=20, rich=False)])
+    figure = plain.page.locator("figure", has=plain.chart("Layered graph"))
+    figure.locator("summary").click()
+    assert figure.locator("thead th").all_inner_texts() == ["from", "to", "score"]
+
+
+def test_charts_are_drawn_when_they_come_near_the_screen(open_report: Show, make_run: MakeRun) -> None:
+    opened = open_report([make_run(n_pairs=20)])
+    page = opened.page
+    assert opened.chart("Heat map,").locator("svg.main-svg").count() > 0
+    last = opened.chart("Seconds a")
+    assert last.locator("svg.main-svg").count() == 0
+    height = last.bounding_box()["height"]
+    opened.drawn("Seconds a")
+    assert last.bounding_box()["height"] == height  # what is below does not jump
+    roc = opened.chart("ROC")
+    page.evaluate("document.querySelectorAll('.plot').forEach((plot) => plot.dataset.had = !!plot.children.length)")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator(".plot:has(svg.main-svg)").count() == page.locator(".plot").count()
+    assert roc.locator("svg.main-svg").count() > 0
+
+
+def test_a_page_says_what_it_lacks_and_how_to_get_it(open_report: Show, make_run: MakeRun) -> None:
+    run = make_run(n_pairs=20, rich=False)
+    whole = replace(run, pairs=None, document={**run.document, "whole_page": "headcodes discover --task <ioi>"})
+    opened = open_report([whole])
+    page = opened.page
+    said = page.locator(".absent li").all_inner_texts()
+    assert len(said) == 2
+    assert "a scan's store keeps neither" in said[0]
+    assert "headcodes discover --task <ioi>" in said[0]
+    assert "headcodes evaluate cell/circuit.json" in said[1]
+    assert open_report([make_run(n_pairs=20)]).page.locator(".absent").count() == 0
 
 
 def test_every_picture_has_words_and_a_table(open_report: Show, make_run: MakeRun) -> None:
@@ -175,8 +226,7 @@ def test_attention_of_another_head_and_prompt(open_report: Show, make_run: MakeR
     page = opened.page
     page.locator('select[data-role="attention-head"]').select_option(run.circuit.nodes[4])
     page.locator('select[data-role="attention-prompt"]').select_option("negative of pair 2")
-    opened.settle()
-    chart = opened.chart(f"Heat map of the attention of {run.circuit.nodes[4]}")
+    chart = opened.drawn(f"Heat map of the attention of {run.circuit.nodes[4]}")
     pattern = run.attention[3].patterns[4]
     drawn = chart.evaluate("(plot) => plot.data[0].z.map((row) => [...row])")
     assert len(drawn) == len(pattern)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import inspect
 import json
 import shlex
 from dataclasses import replace
@@ -13,17 +14,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from safetensors.numpy import load_file, save_file
 
-from headcodes import truths
+import headcodes
+from headcodes import cli, truths
 from headcodes.errors import HeadcodesError
 from headcodes.methods.inputs import Findings
 from headcodes.prompts import PromptPair, PromptPairs
-from headcodes.report import page, read_runs, write_page, write_report
-from headcodes.report.codes import edge_notes, node_notes, unique_codes
+from headcodes.report import RunRecord, page, read_runs, records, write_page, write_report
+from headcodes.report.attention import AttentionPattern
+from headcodes.report.codes import edge_notes, edge_tests, node_notes, unique_codes
 from headcodes.report.curves import published_curves
 from headcodes.report.figures import Curve
 from headcodes.report.records import read_folder, record_of
 from headcodes.result import Result
+from headcodes.significance import PairSignificance, Significance
 from headcodes.task_check import TaskCheck
 
 # The worked example of the published method (positives, then negatives), as two layers of two heads.
@@ -300,6 +306,96 @@ def test_summary_for_notebooks_is_escaped_and_has_the_best_heads() -> None:
     html = replace(result(), model=HOSTILE)._repr_html_()
     assert "<script" not in html
     assert html.index("a1.h0") < html.index("a0.h1")
+
+
+def test_tests_of_pairs_come_back_and_stand_beside_their_edges(tmp_path: Path) -> None:
+    p, q = np.full((4, 4), 0.5), np.full((4, 4), np.nan)
+    p[0, 2], q[0, 2] = 0.001, 0.01
+    nothing = np.zeros((4, 4))
+    pairs = PairSignificance(nothing, p, p, q, nothing, 999, True, 0, selected=np.array([0, 2]))
+    one = np.full(4, 0.04)
+    nodes = Significance(one, one, one, one, one, 999, True, 0)
+    its = replace(result(), fdr=0.05, node_tests=nodes, pair_tests=pairs)
+    its.save(tmp_path, top=3)
+    for record in (record_of(its, top=3), read_folder(tmp_path)):
+        assert edge_tests(record) == {("a0.h0", "a1.h0"): (0.001, 0.01), ("a0.h1", "a1.h0"): (0.5, None)}
+        assert edge_notes(record)["a0.h0", "a1.h0"].endswith("<br>p 0.001 over all pairs, q 0.01")
+        assert edge_notes(record)["a0.h1", "a1.h0"].endswith("q not taken")
+        run = Parts(page.render([record])).blocks["run-0"]
+        assert run["edges"] == [["a0.h0", "a1.h0", 1.0, 0.001, 0.01], ["a0.h1", "a1.h0", 1.0, 0.5, None]]
+    assert edge_tests(record_of(result())) == {}
+    stored = load_file(tmp_path / "scores.safetensors")
+    save_file(stored | {"pair_q_values": np.zeros((3, 3))}, tmp_path / "scores.safetensors")
+    with pytest.raises(HeadcodesError, match="pair_q_values have shape"):
+        read_folder(tmp_path)
+
+
+def test_what_is_not_on_the_page_is_said_with_how_to_get_it() -> None:
+    def absent(record: RunRecord) -> list[list[str | None]]:
+        found: list[list[str | None]] = Parts(page.render([record])).blocks["run-0"]["absent"]
+        return found
+
+    here = record_of(result())
+    why, how = zip(*absent(here), strict=True)
+    assert [text[:13] for text in why] == ["No attention:", "No curves: no"]
+    assert how[0] == "result.save(folder, model=model)"
+    full = replace(
+        here,
+        attention=[AttentionPattern("clean", 0, ("a",), ((0, 1),), np.ones((1, 1, 1), dtype=np.float32))],
+        curves=[Curve("ROC", "x", (0.0, 1.0), (0.0, 1.0))],
+    )
+    assert absent(full) == []
+    assert absent(replace(full, pairs=None))[0][0].startswith("No texts of prompts: there was no prompts.json")
+    assert absent(replace(full, arrays={}))[0][0].startswith("No codes: this method")
+    assert absent(replace(here, error="memory")) == []
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_a_cell_of_a_scan_says_how_to_see_its_prompts(seed: int) -> None:
+    cell: dict[str, Any] = {
+        "identity": "cell",
+        "status": "done",
+        "error": None,
+        "arrays_sha256": None,
+        **{"model": "it's", "revision": "step1", "task": "ioi", "negative": "abc", "prompts": "", "method": "paper"},
+        **{"seed": seed, "prompt_seed": 0, "level": "node", "n_prompts": 20, "n_train": 5, "positions": "last"},
+        **{"bos": "no", "bos_added": False, "device": "cpu", "dtype": "float32", "threads": 1, "backend": "torch"},
+        **{"n_layers": 1, "n_heads": 2, "n_pairs": 20, "d_model": 4, "parallel_attn_mlp": False},
+        **{"head_scores": [1.0, 0.0], "mention_scores": None, "dead_share": 0.0, "share_right": 1.0},
+        **{"positive_logit_diff": 1.0, "negative_logit_diff": 0.0, "timings_s": [], "versions": []},
+    }
+    record = records._from_row(cell, Path("nowhere"), top=5)
+    (why, how), *_ = Parts(page.render([record])).blocks["run-0"]["absent"][1:]
+    assert "a scan's store keeps neither" in why
+    if seed == 0:
+        command = typer.main.get_command(cli.app).commands["discover"]  # type: ignore[attr-defined]
+        words = shlex.split(how)
+        assert words[:2] == ["headcodes", "discover"]
+        given = command.make_context("discover", words[2:]).params
+        asked = {name: cell[name] for name in ("model", "revision", "task", "negative", "method", "seed", "n_prompts")}
+        assert asked.items() <= given.items()
+        assert (given["bos"], given["positions"], given["n_train"], given["threads"]) == ("no", "last", 5, 1)
+        assert given["out"] == Path("cell")
+        return
+    # `discover --seed` would change the prompts too.
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    class Called:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args, **named: (calls.append((name, args, named)), self)[1]
+
+        @property
+        def tasks(self) -> Called:
+            return self
+
+        tokenizer = "its tokenizer"
+
+    exec(how.replace("import headcodes\n", ""), {"headcodes": Called()})
+    said = {name: (args, named) for name, args, named in calls}
+    assert said["load_model"] == (("it's",), {"revision": "step1", "device": "cpu", "dtype": "float32"})
+    assert said["build"] == (("its tokenizer",), {"n": 20, "seed": 0, "negative": "abc"})
+    assert said["discover"][1]["seed"] == 4
+    assert inspect.signature(headcodes.discover).bind(*said["discover"][0], **said["discover"][1])
 
 
 def test_an_evaluation_beside_the_run_adds_effects_and_curves(tmp_path: Path) -> None:

@@ -64,6 +64,23 @@ def node_notes(run: RunRecord) -> dict[str, str]:
     return notes
 
 
+def edge_tests(run: RunRecord) -> dict[tuple[str, str], tuple[float, float | None]]:
+    """Return (family-wise p, q) of each chosen edge between heads, where a run holds tests of pairs.
+
+    q is None for pairs that it was not taken over: at least one of the two heads did not pass its own test.
+    """
+    p, q = run.arrays.get("pair_p_family"), run.arrays.get("pair_q_values")
+    if p is None or q is None:
+        return {}
+    index = {f"a{layer}.h{head}": layer * run.circuit.n_heads + head for layer, head in run.circuit.heads}
+    return {
+        (source, target): (float(p[at]), None if np.isnan(q[at]) else float(q[at]))
+        for source, target in run.circuit.edges
+        if source in index and target in index
+        for at in [(index[source], index[target])]
+    }
+
+
 def edge_notes(run: RunRecord) -> dict[tuple[str, str], str]:
     """Return, for each chosen edge between heads, its commonest positive-only pairs of codes, as hover text."""
     sides = _sides(run)
@@ -72,6 +89,7 @@ def edge_notes(run: RunRecord) -> dict[tuple[str, str], str]:
     codes, clean, corrupt = sides
     names = {f"a{layer}.h{head}": layer * run.circuit.n_heads + head for layer, head in run.circuit.heads}
     notes = {}
+    tests = edge_tests(run)
     for source, target in run.circuit.edges:
         if source not in names or target not in names:
             continue
@@ -82,5 +100,8 @@ def edge_notes(run: RunRecord) -> dict[tuple[str, str], str]:
         share = f" ({explained / clean.sum():.0%} of positives)" if clean.any() else ""
         lines = [f"<br>overlap: {number(len(only))} pairs of codes in positives only{share}"]
         lines += [f"codes {pair >> 32} and {pair & 0xFFFFFFFF}: {count} positives" for pair, count in only[:_N_CODES]]
+        if (source, target) in tests:
+            p, q = tests[source, target]
+            lines.append(f"p {number(p)} over all pairs, " + ("q not taken" if q is None else f"q {number(q)}"))
         notes[source, target] = "<br>".join(lines)
     return notes

@@ -22,7 +22,8 @@ import numpy as np
 from headcodes.circuit import parse_head
 from headcodes.files import atomic_write
 from headcodes.report import figures
-from headcodes.report.codes import edge_notes, node_notes, unique_codes
+from headcodes.report.attention import MOST_TOKENS
+from headcodes.report.codes import edge_notes, edge_tests, node_notes, unique_codes
 from headcodes.report.records import RunRecord, read_runs, record_of
 
 if TYPE_CHECKING:
@@ -267,6 +268,7 @@ def _summary(run: RunRecord) -> dict[str, Any]:
     values = run.head_values
     heads = run.circuit.heads
     unique = unique_codes(run)
+    tests = edge_tests(run)
     return {
         "label": _label(run),
         "error": run.error,
@@ -285,15 +287,37 @@ def _summary(run: RunRecord) -> dict[str, Any]:
         ],
         "intervals": {row["head"]: [row["low"], row["high"]] for row in document.get("verification") or []},
         "edges": [
-            [source, target, _finite(run.circuit.edge_scores.get((source, target)))]
-            for source, target in run.circuit.edges
+            [*edge, _finite(run.circuit.edge_scores.get(edge)), *tests.get(edge, ())] for edge in run.circuit.edges
         ],
         "circuit": figures.circuit_figure(run.circuit, node_notes(run), edge_notes(run)),
         "curves": {kind: figures.curves_figure(curves) for kind, curves in kinds.items()},
         "timings": figures.timings_figure(document["timings_s"]) if document["timings_s"] else None,
         "facts": _facts(run),
         "command": run.command,
+        "absent": _absent(run),
     }
+
+
+def _absent(run: RunRecord) -> list[tuple[str, str | None]]:
+    """Return what a reader may miss on the page of a run: why it is not there, and what to run to get it."""
+    found: list[tuple[str, str | None]] = []
+    if run.error is not None:
+        return found
+    if run.arrays.get("codes") is None:
+        found.append(("No codes: this method gives heads none.", None))
+    if (whole := run.document.get("whole_page")) is not None:
+        why = "No texts of prompts and no attention: a scan's store keeps neither."
+        found.append((f"{why} This writes a page with both, cell/page.html:", str(whole)))
+    elif run.pairs is None:
+        found.append(("No texts of prompts: there was no prompts.json beside the result.", None))
+    elif not run.attention:
+        why = "No attention: it is kept where a result is saved with its model, for prompts"
+        found.append((f"{why} of at most {MOST_TOKENS} tokens.", "result.save(folder, model=model)"))
+    if not run.curves:
+        folder = "RUN" if whole is None else "cell"
+        why = "No curves: no truth is published for this model and task. Find the causal one, then report again:"
+        found.append((why, f"headcodes evaluate {folder}/circuit.json --curve --out {folder}/evaluation.json"))
+    return found
 
 
 def _finite(value: float | None) -> float | None:

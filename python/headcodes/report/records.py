@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _PER_HEAD = {
     "head_scores": "score",
     "mention_scores": "mention score",
+    "head_spread": "spread",
+    "head_consensus": "consensus",
     "p_values": "p-value",
     "q_values": "q-value",
 }
@@ -54,7 +56,8 @@ class RunRecord:
         document: the object that ``--json`` prints (docs/result-json.md).
         circuit: the chosen heads and edges.
         arrays: ``codes`` int32 [n_prompt, n_component] and ``judged`` bool [n_prompt], clean prompts first, as in
-            scores.safetensors; ``causal_effects``, a number a head, where every head was patched.
+            scores.safetensors; ``pair_p_family`` and ``pair_q_values`` [n_component, n_component], where pairs were
+            tested; ``causal_effects``, a number a head, where every head was patched.
         pairs: the prompts, None where they were not kept.
         attention: attention patterns of chosen heads on example prompts.
         curves: curves against a truth, or over circuit size.
@@ -101,7 +104,7 @@ class RunRecord:
             "n_prompts",
             "dtype",
         )
-        return tuple(self.document.get(name) for name in names)
+        return *(self.document.get(name) for name in names), *self.document.get("seeds", ())
 
     @property
     def command(self) -> str:
@@ -126,6 +129,8 @@ class RunRecord:
         for name in ("n_train", "positions", "seed", "dtype", "threads", "bos", "fdr"):
             if run.get(name) is not None:
                 words += ["--" + name.replace("_", "-"), run[name]]
+        if run.get("seeds"):
+            words += ["--seeds", ",".join(map(str, run["seeds"]))]
         if run.get("verification"):
             words += ["--verify", len(run["verification"])]
         return shlex.join(map(str, words))
@@ -134,6 +139,8 @@ class RunRecord:
 def record_of(result: Result, top: int = 20, attention: Sequence[AttentionPattern] = ()) -> RunRecord:
     """Return the record of a result in memory."""
     found = {"codes": result.findings.codes, "judged": result.findings.judged}
+    if result.pair_tests is not None:
+        found |= {"pair_p_family": result.pair_tests.p_family, "pair_q_values": result.pair_tests.q}
     return RunRecord(
         document=result.as_json(top),
         circuit=result.circuit(top),
@@ -180,7 +187,7 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
 
     scores = folder / "scores.safetensors"
     stored = load_file(scores) if scores.exists() else {}
-    arrays = {name: stored[name] for name in ("codes", "judged") if name in stored}
+    arrays = {name: stored[name] for name in ("codes", "judged", "pair_p_family", "pair_q_values") if name in stored}
     prompts, judged = folder / "prompts.json", folder / "evaluation.json"
     shape = document["n_layers"], document["n_heads"]
     scores_of_heads = np.array(document["head_scores"], dtype=np.float64).reshape(shape)
@@ -204,6 +211,9 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
         raise ValueError("circuit.json and result.json are of models of different shapes")
     _ = record.head_values  # numbers of the wrong kind or count are found here, not while drawing
     codes = arrays.get("codes")
+    for name in ("pair_p_family", "pair_q_values"):
+        if name in arrays and arrays[name].shape != (n_component, n_component):
+            raise ValueError(f"{name} have shape {arrays[name].shape} for {n_component} heads")
     if codes is not None and (codes.ndim != 2 or codes.shape[1] != n_component):
         raise ValueError(f"codes have shape {codes.shape} for {n_component} heads")
     if codes is not None and record.pairs is not None and len(codes) != 2 * len(record.pairs):
@@ -251,6 +261,7 @@ def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
         "timings_s": dict(row["timings_s"] or ()),
         "versions": dict(row["versions"] or ()),
         "command": _scan_command(row),
+        "whole_page": _page_command(row),
     }
     circuit = Circuit.from_scores(
         scores,
@@ -310,6 +321,49 @@ def _scan_command(row: Mapping[str, Any]) -> str:
         if row[name] is not None:
             words += ["--" + name.replace("_", "-"), row[name]]
     return shlex.join(map(str, [*words, "--store", "store"]))
+
+
+def _page_command(row: Mapping[str, Any]) -> str:
+    """Return what makes this cell again with its prompts and attention: a command line, or Python where none can."""
+    device, dtype, threads = row["device"], row["dtype"], row["threads"]
+    if row["prompts"] or row["seed"] == row["prompt_seed"]:
+        words = ["headcodes", "discover", "--model", row["model"]]
+        words += [] if row["revision"] is None else ["--revision", row["revision"]]
+        words += ["--prompts" if row["prompts"] else "--task", row["task"]]
+        words += ["--negative", row["negative"]] if row["negative"] and not row["prompts"] else []
+        for name in (
+            "method",
+            "level",
+            "n_prompts",
+            "n_train",
+            "positions",
+            "seed",
+            "bos",
+            "device",
+            "dtype",
+            "threads",
+        ):
+            if row[name] is not None and not (name == "n_prompts" and row["prompts"]):
+                words += ["--" + name.replace("_", "-"), row[name]]
+        return shlex.join(map(str, [*words, "--out", "cell"]))
+    # `discover --seed` is of prompts and method at once; a scan keeps the two apart.
+    build = {"n": row["n_prompts"], "seed": row["prompt_seed"], "negative": row["negative"]}
+    run = {name: row[name] for name in ("method", "level", "seed", "n_train", "positions", "bos")} | {
+        "threads": threads
+    }
+
+    def written(values: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not None)
+
+    load = written({"revision": row["revision"], "device": device, "dtype": dtype})
+    return "\n".join(
+        [
+            "import headcodes",
+            f"model = headcodes.load_model({row['model']!r}, {load})",
+            f"pairs = headcodes.tasks.get({row['task']!r}).build(model.tokenizer, {written(build)})",
+            f"headcodes.discover(model, pairs, {written(run)}).save('cell', model=model)",
+        ]
+    )
 
 
 def _check(document: Any, path: Path) -> None:

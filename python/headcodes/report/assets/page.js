@@ -44,20 +44,34 @@
 
   // ---- charts -------------------------------------------------------------------------------------------------
   // Words first: plotly is 4.8 MB of script, so it is read after the page can be used, and charts are drawn one a task.
+  // A chart waits until it comes near the screen: most of a long page is never looked at.
   const charts = new Set();
   const queue = [];
+  let working = false;
+  const waiting = new Map(); // plot -> how to begin
+  const unseen = new Set(); // plots whose place on the screen is not known yet
   const work = () => {
     const job = queue.shift();
-    if (job) setTimeout(work), job();
-    else document.documentElement.dataset.drawn = "yes";
+    if (job) { setTimeout(work); job(); return; }
+    working = false;
+    if (!unseen.size) document.documentElement.dataset.drawn = "yes";
   };
   const later = (job) => {
-    if (!queue.length && document.documentElement.dataset.drawn !== "no") {
-      document.documentElement.dataset.drawn = "no";
+    document.documentElement.dataset.drawn = "no";
+    if (!working) {
+      working = true;
       requestAnimationFrame(() => setTimeout(work)); // the words are on the screen by then
     }
     queue.push(job);
   };
+  const near = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      unseen.delete(target);
+      if (isIntersecting && waiting.has(target)) later(waiting.get(target)), forget(target);
+    }
+    later(() => {});
+  }, { rootMargin: "300px 0px" });
+  const forget = (plot) => { near.unobserve(plot); waiting.delete(plot); unseen.delete(plot); };
   const readPlotly = () => {
     if (window.Plotly) return;
     const script = document.createElement("script"); // the policy knows its hash
@@ -137,7 +151,12 @@
     const data = make("details", {}, make("summary", {}, "The same as a table"));
     data.addEventListener("toggle", () => data.open && data.children.length === 1 && data.append(inBox(table(), name)), { once: false });
     const element = make("figure", { className: small ? "small" : "" }, holder, said, caption ? make("figcaption", {}, caption) : null, tools, data);
-    element.start = () => later(begin);
+    element.start = () => {
+      document.documentElement.dataset.drawn = "no";
+      waiting.set(plot, begin);
+      unseen.add(plot);
+      near.observe(plot);
+    };
     return element;
   };
   const place = (parent, ...figures) => {
@@ -146,9 +165,13 @@
   };
   const clear = (element) => {
     for (const state of charts) if (element.contains(state.plot)) Plotly.purge(state.plot), charts.delete(state);
+    for (const plot of waiting.keys()) if (element.contains(plot)) forget(plot);
     element.replaceChildren();
   };
-  addEventListener("beforeprint", () => { while (queue.length) queue.shift()(); });
+  addEventListener("beforeprint", () => {
+    for (const [plot, begin] of waiting) if (plot.offsetParent) begin(), forget(plot);
+    while (queue.length) queue.shift()();
+  });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.forEach((state) => state.draw()));
 
   // ---- tables -------------------------------------------------------------------------------------------------
@@ -199,6 +222,7 @@
   };
   const circuitChart = (run, choose) => {
     const last = run.circuit.data.length - 1;
+    const tested = run.edges.some((edge) => edge.length > 3);
     const strongest = run.edges.length ? `, the strongest from ${run.edges[0][0]} to ${run.edges[0][1]}` : "";
     const stops = run.circuit.data[last].customdata.map((head, i) => {
       const known = run.chosen.find((one) => one.name === head);
@@ -209,10 +233,12 @@
       figure: run.circuit, name: "circuit", wide: true, zoom: true, choose, stops,
       alt: `Layered graph of the circuit: ${run.chosen.length} heads and ${run.edges.length} edges${strongest}.`,
       caption: run.edges.length
-        ? "Data flows from left to right; a head stands at its own number. Wider lines: higher pair scores. Drag to zoom."
-        : "No edges: at node level only heads are scored. Run with --level edge to score pairs of heads.",
+        ? "Data flows from left to right; within a layer heads stand where lines cross least. Wider lines: higher pair scores; their diamonds tell more. Drag to zoom."
+        : run.level === "node" ? "Each head stands at its own number. No edges: at node level only heads are scored. Run with --level edge to score pairs of heads."
+          : "Each head stands at its own number. No edges: no pair of the chosen heads has a score above 0.",
       table: () => run.edges.length
-        ? table("Edges, strongest first", ["from", "to", "score"], run.edges)
+        ? table("Edges, strongest first", ["from", "to", "score", ...(tested ? ["p over all pairs", "q"] : [])],
+            run.edges.map((edge) => (tested ? [...edge, null, null].slice(0, 5) : edge)))
         : table("Heads", ["head", "score"], run.chosen.map((head) => [head.name, head.values.score])),
     });
   };
@@ -423,6 +449,10 @@
       const bars = run.timings.data[0];
       place(view, chart({ figure: run.timings, name: "timings", small: true, alt: `Seconds a stage: ${bars.y.map((stage, i) => `${stage} ${bars.text[i]}`).join(", ")}.`,
         table: () => table("Seconds a stage", ["stage", "seconds"], bars.y.map((stage, i) => [stage, bars.x[i]])) }));
+    }
+    if (run.absent.length) {
+      view.append(make("h2", {}, "What is not here"), make("ul", { className: "absent" }, ...run.absent.map(([why, how]) =>
+        make("li", {}, why, how === null ? null : make("pre", { className: "command", tabIndex: 0 }, foreign(how))))));
     }
     view.append(make("h2", {}, "Where it comes from"), make("pre", { className: "command", tabIndex: 0 }, foreign(run.command)));
     const copied = make("span", { role: "status", className: "quiet" });
