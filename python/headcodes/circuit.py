@@ -82,6 +82,8 @@ class Circuit:
             feeds the other.
         model, task, method: Where the circuit comes from; empty where unknown.
         meta: Anything else worth keeping, as JSON values.
+        edge_scores_file: Name of a file beside the circuit's own that scores every edge of the graph: too many for
+            ``edge_scores``. ``headcodes.export.load_circuit`` reads it.
 
     Raises:
         HeadcodesError: a name that the model does not have, an edge against the direction of the data, a
@@ -100,6 +102,7 @@ class Circuit:
     task: str = ""
     method: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    edge_scores_file: str | None = None
 
     def __post_init__(self) -> None:
         stages: dict[str, int] = {}
@@ -275,6 +278,7 @@ class Circuit:
             "node_scores": dict(self.node_scores),
             "other_edges": [[*edge, score] for edge, score in self.edge_scores.items() if edge not in chosen],
             "meta": dict(self.meta),
+            **({} if self.edge_scores_file is None else {"edge_scores_file": self.edge_scores_file}),
         }
 
     @classmethod
@@ -319,6 +323,7 @@ class Circuit:
                 task=_kind(data.get("task", ""), str),
                 method=_kind(data.get("method", ""), str),
                 meta=_kind(data.get("meta", {}), dict),
+                edge_scores_file=_kind(data.get("edge_scores_file"), str, type(None)),
             )
         except HeadcodesError:
             raise

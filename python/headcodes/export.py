@@ -12,13 +12,15 @@ empty:
 kept.
 
 A circuit that itself has scores of edges to slots, MLPs, input or logits (from EAP, or read from such a
-file) is written as it is, with 0 for edges without a score.
+file) is written with them as they are, with 0 for edges without a score. Which edges and nodes are chosen is
+filled in only where the circuit has chosen nothing but heads, and pairs of them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,8 @@ from headcodes.files import atomic_write
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+    from headcodes.methods.inputs import Edges
 
 # MIB's nine sizes of a submission of circuits: at most this share of the edges.
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -348,11 +352,48 @@ def export(circuit: Circuit, form: str, path: Path | str) -> None:
 def load_circuit(path: Path | str) -> Circuit:
     """Read a circuit from our circuit.json or a MIB graph, whichever the file is.
 
+    Where a circuit.json names a file of edge scores (``edge_scores_file``, docs/circuit-json.md), they are read too.
+
     Raises:
-        HeadcodesError: neither.
+        HeadcodesError: neither, or the file of edge scores is not there, or not one.
     """
     data = _read_json(path)
-    return from_mib(data) if isinstance(data, dict) and "cfg" in data else Circuit.from_dict(data)
+    if isinstance(data, dict) and "cfg" in data:
+        return from_mib(data)
+    circuit = Circuit.from_dict(data)
+    if circuit.edge_scores_file is None:
+        return circuit
+    return replace(with_edges(circuit, _read_edges(Path(path), circuit.edge_scores_file)), edge_scores_file=None)
+
+
+def with_edges(circuit: Circuit, edges: Edges) -> Circuit:
+    """Return ``circuit`` with the scores of all edges of the graph too (``Findings.edges``); its choice stays."""
+    real = zip(*np.nonzero(~np.isnan(edges.scores)), strict=True)
+    scores = {(edges.sources[i], edges.destinations[j]): float(edges.scores[i, j]) for i, j in real}
+    return replace(circuit, edge_scores={**scores, **circuit.edge_scores})
+
+
+def _read_edges(circuit: Path, name: str) -> Edges:
+    """Read the scores of all edges that ``Result.save`` wrote beside a circuit."""
+    from safetensors import SafetensorError, safe_open
+
+    from headcodes.methods.inputs import Edges
+
+    try:
+        if Path(name).name != name:
+            raise ValueError("no plain file name")
+        with safe_open(circuit.with_name(name), framework="numpy") as file:
+            scores, names = file.get_tensor("edge_scores"), file.metadata() or {}
+        sources, destinations = names["edge_sources"].split(), names["edge_destinations"].split()
+        if scores.shape != (len(sources), len(destinations)):
+            raise ValueError(f"{scores.shape} scores of {len(sources)} x {len(destinations)} edges")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise HeadcodesError(
+            "the file of edge scores that the circuit names lies beside it",
+            f"{name!r} beside {circuit}: {error}",
+            "Copy it too, or take edge_scores_file out of the circuit.",
+        ) from error
+    return Edges(sources, destinations, scores)
 
 
 def _modules(circuit: Circuit) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -368,46 +409,53 @@ def _modules(circuit: Circuit) -> Iterator[tuple[str, list[str], list[str]]]:
     yield f"blocks.{circuit.n_layers - 1}.hook_resid_post", ["logits"], before
 
 
-def _is_graph(circuit: Circuit) -> bool:
-    """Whether edges beyond head-to-head pairs are the circuit's own."""
-    return any(
-        parse_head(source) is None or parse_head(target) is None
-        for source, target in (*circuit.edge_scores, *circuit.edges)
-    )
+def beyond_pairs(edges: Iterable[tuple[str, str]]) -> bool:
+    """Whether any of the edges is not one between two heads as a whole: it has a slot, an MLP, input or logits."""
+    return any(parse_head(source) is None or parse_head(target) is None for source, target in edges)
+
+
+def _chooses_all(circuit: Circuit) -> bool:
+    """Whether the choice of edges beyond pairs of heads is the circuit's own."""
+    only_heads = bool(circuit.nodes) and all(parse_head(node) for node in circuit.nodes)
+    return beyond_pairs(circuit.edges) or (beyond_pairs(circuit.edge_scores) and not only_heads)
 
 
 def _node_member(circuit: Circuit, name: str) -> bool:
     if name in circuit.nodes:
         return True
-    own = _is_graph(circuit) or any(parse_head(node) is None for node in circuit.nodes)
+    own = _chooses_all(circuit) or any(parse_head(node) is None for node in circuit.nodes)
     return not own and parse_head(name) is None
 
 
 def _filled(circuit: Circuit) -> tuple[Callable[[str, str], float], Callable[[str, str], bool]]:
     """Return the score and the membership of every edge, filled in by the rule of this module."""
-    if _is_graph(circuit):
-        chosen = set(circuit.edges)
-        return (lambda s, t: circuit.edge_scores.get((s, t), 0.0)), (lambda s, t: (s, t) in chosen)
-    scores = circuit.node_scores or dict.fromkeys(circuit.nodes, 1.0)
+    chosen = set(circuit.edges)
+    scores = {name: score for name, score in circuit.node_scores.items() if parse_head(name)}
+    scores = scores or dict.fromkeys(circuit.nodes, 1.0)
     best = max((abs(score) for score in scores.values()), default=0.0) or 1.0
     strongest_pair = max((abs(score) for score in circuit.edge_scores.values()), default=0.0) or 1.0
 
-    def score(source: str, target: str) -> float:
+    def own(source: str, target: str) -> float:
+        return circuit.edge_scores.get((source, target), 0.0)
+
+    def made(source: str, target: str) -> float:
         name = split_slot(target)[0]
         ends = [scores.get(end, 0.0) for end in (source, name) if parse_head(end)]
         if len(ends) == 2 and circuit.edge_scores:
             return circuit.edge_scores.get((source, name), 0.0) * best / strongest_pair
         return min(ends, key=abs) if ends else best
 
-    pairs = set(circuit.edges)
+    chooses_all, members = _chooses_all(circuit), {n for n in source_names(circuit) if _node_member(circuit, n)}
 
     def member(source: str, target: str) -> bool:
+        if chooses_all:
+            return (source, target) in chosen
         name = split_slot(target)[0]
-        if parse_head(source) and parse_head(name) and pairs:
-            return (source, name) in pairs
-        return _node_member(circuit, source) and (name == "logits" or _node_member(circuit, name))
+        if parse_head(source) and parse_head(name) and chosen:
+            return (source, name) in chosen
+        return source in members and (name == "logits" or name in members)
 
-    return score, member
+    return (own if beyond_pairs((*circuit.edge_scores, *circuit.edges)) else made), member
 
 
 def _whole(value: Any) -> int:

@@ -123,7 +123,7 @@ class Result:
         scores = self.head_scores
         if self.fdr is not None and self.node_tests is not None:
             scores = np.where(self.node_tests.q.reshape(scores.shape) <= self.fdr, scores, 0.0)
-        return Circuit.from_scores(
+        circuit = Circuit.from_scores(
             scores,
             top=top,
             pair_scores=self.pair_scores,
@@ -133,6 +133,9 @@ class Result:
             task=self.pairs.task,
             method=self.method,
         )
+        # Magnitudes, as those of heads are. What is no head is scored, never chosen: it always stays.
+        others = {name: abs(score) for name, score in self.findings.other_nodes.items()}
+        return replace(circuit, node_scores={**circuit.node_scores, **others})
 
     def with_timings(self, **timings_s: float) -> Result:
         """Return the same result with some stages' seconds set."""
@@ -192,7 +195,9 @@ class Result:
         from headcodes.report.page import write_page
 
         folder = Path(folder)
-        self.circuit(top).to_json(folder / "circuit.json")
+        edges = self.findings.edges
+        circuit = replace(self.circuit(top), edge_scores_file="scores.safetensors" if edges else None)
+        circuit.to_json(folder / "circuit.json")
         self.pairs.to_json(folder / "prompts.json")
         with atomic_write(folder / "result.json") as path:
             path.write_text(json.dumps(self.as_json(top), indent=1) + "\n", encoding="utf-8")
@@ -206,9 +211,13 @@ class Result:
             "q_values": self.node_tests.q.reshape(self.head_scores.shape) if self.node_tests else None,
             "pair_p_family": self.pair_tests.p_family if self.pair_tests else None,
             "pair_q_values": self.pair_tests.q if self.pair_tests else None,
+            "edge_scores": edges.scores if edges else None,
         }
+        names = None
+        if edges is not None:
+            names = {"edge_sources": " ".join(edges.sources), "edge_destinations": " ".join(edges.destinations)}
         with atomic_write(folder / "scores.safetensors") as path:
-            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}, path)
+            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}, path, names)
         if self.sae is not None:
             self.sae.save(folder / "sae")
         attention = []

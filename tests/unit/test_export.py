@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headcodes import export
+from headcodes import discover, export, tasks
 from headcodes.circuit import Circuit
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, HeadcodesWarning
 
 
 class MibGraph:
@@ -151,6 +151,69 @@ def test_round_trip_keeps_scores_and_membership(tmp_path: Path) -> None:
     assert export.load_circuit(tmp_path / "graph.json").edge_scores == back.edge_scores
     circuit.to_json(tmp_path / "circuit.json")
     assert export.load_circuit(tmp_path / "circuit.json") == circuit
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "qwen3"])
+def test_a_saved_runs_own_edge_scores_reach_mib(tiny_model: Any, tmp_path: Path, family: str) -> None:
+    model = tiny_model(family)
+    pairs = tasks.get("ioi").build(model.tokenizer, 3, seed=0)
+    with pytest.warns(HeadcodesWarning, match="answers only"):
+        result = discover(model, pairs, method="eap", level="edge")
+    result.save(tmp_path, top=5)
+    export.export(export.load_circuit(tmp_path / "circuit.json"), "mib", tmp_path / "graph.json")
+    graph = MibGraph(tmp_path / "graph.json")
+    edges, others = result.findings.edges, result.findings.other_nodes
+    assert edges is not None
+    expected = {
+        f"{source}->{target}": edges.scores[i, j]
+        for i, source in enumerate(edges.sources)
+        for j, target in enumerate(edges.destinations)
+        if not np.isnan(edges.scores[i, j])
+    }
+    assert graph.scores == expected
+    assert all(expected[f"input->{target}"] != 0 for target in ("a0.h0<v>", "a1.h3<k>", "m0"))
+    # What is no head is scored, and stays; of the heads, those that the circuit chose.
+    assert graph.node_scores["m1"] == abs(others["m1"]) > 0
+    assert graph.node_scores["input"] == abs(others["input"])
+    chosen = result.circuit(5)
+    assert graph.nodes == {*chosen.nodes, "input", "m0", "m1", "m2", "logits"}
+    assert {name.split("<")[0] for name in graph.edges if name.count(".h") == 2} == {
+        f"{source}->{target}" for source, target in chosen.edges
+    }
+    assert f"input->{chosen.nodes[0]}<q>" in graph.edges
+    # circuit.json itself holds what was chosen; the other forms get every edge, too.
+    saved = Circuit.from_json(tmp_path / "circuit.json")
+    assert saved.edge_scores_file == "scores.safetensors"
+    assert set(saved.edge_scores) == set(chosen.edges)
+    export.export(export.load_circuit(tmp_path / "circuit.json"), "circuit", tmp_path / "alone" / "circuit.json")
+    alone = export.load_circuit(tmp_path / "alone" / "circuit.json")
+    assert alone == export.with_edges(chosen, edges)
+    assert export.to_mib(alone) == json.loads((tmp_path / "graph.json").read_text())
+    scores = export.to_prune_scores(alone)
+    assert scores["blocks.1.hook_mlp_in"][0] == np.float32(expected["input->m1"])
+
+
+def test_edge_scores_that_a_circuit_names_must_be_there(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "circuit.json"
+    head_circuit(edge_scores_file="scores.safetensors").to_json(path)
+    names = {"edge_sources": "input", "edge_destinations": "m0 logits"}
+    with pytest.raises(HeadcodesError, match="lies beside it"):
+        export.load_circuit(path)
+    save_file({"head_scores": SCORES}, tmp_path / "scores.safetensors", names)
+    with pytest.raises(HeadcodesError, match="lies beside it"):
+        export.load_circuit(path)
+    save_file({"edge_scores": np.ones((2, 2))}, tmp_path / "scores.safetensors", names)
+    with pytest.raises(HeadcodesError, match="1 x 2 edges"):
+        export.load_circuit(path)
+    save_file({"edge_scores": np.array([[np.nan, 2.0]])}, tmp_path / "scores.safetensors", names)
+    assert export.load_circuit(path).edge_scores["input", "logits"] == 2
+    assert ("input", "m0") not in export.load_circuit(path).edge_scores
+    (tmp_path / "below").mkdir()
+    head_circuit(edge_scores_file="../scores.safetensors").to_json(tmp_path / "below" / "circuit.json")
+    with pytest.raises(HeadcodesError, match="plain file name"):
+        export.load_circuit(tmp_path / "below" / "circuit.json")
 
 
 def test_mibs_own_nan_means_unscored() -> None:
