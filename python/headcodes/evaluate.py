@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headcodes import metrics, truths
+from headcodes.ablation import edge_order
 from headcodes.circuit import Circuit, parse_head, split_slot
 from headcodes.errors import HeadcodesError
-from headcodes.faithfulness import Ablation, curve, faithfulness, head_cpr_cmd
-from headcodes.patching import CausalTruth, answered, causal_truth
+from headcodes.export import beyond_pairs
+from headcodes.faithfulness import Ablation, curve, edge_cpr_cmd, faithfulness, head_cpr_cmd
+from headcodes.methods.inputs import Edges
+from headcodes.patching import CausalTruth, Components, answered, causal_truth
+from headcodes.reads import edge_names
 from headcodes.truths import GroundTruth
 
 if TYPE_CHECKING:
@@ -30,15 +34,21 @@ class Evaluation:
     Attributes:
         circuit: Model, task, method and size of what was judged.
         truth: Name, source and size of what it was judged against; for the causal truth also logit
-            differences, number of answered pairs, largest effects, and the effects of all heads, layer-major.
+            differences, number of answered pairs, largest effects, and the effects of all heads, layer-major, and
+            of all MLPs where they were patched too.
         ranking: How well the head scores rank the truth: roc_auc, roc_auc_pessimistic, average_precision,
             at_k (cut after as many heads as the truth has), spearman with |effect|, pair_auc; against a
             causal truth, roc_auc and average_precision come with bootstrap intervals over its prompts under
             ``intervals``.
         membership: The chosen heads themselves against the truth: precision, recall, f1, tpr_tnr_harmonic.
+        components: Heads and MLPs together against a causal truth that holds both: roc_auc, average_precision and
+            spearman with |effect|, the truth being as many components of largest |effect| as it has heads, and, where
+            the circuit has chosen MLPs, ``membership`` of its nodes. None where the circuit says nothing of MLPs.
         faithfulness: Of the chosen heads (``Faithfulness.as_dict``).
         curve: Over circuit sizes with a random band (``Curve.as_dict``).
         areas: CPR and CMD over shares of the heads (``head_cpr_cmd``).
+        edge_areas: CPR and CMD over shares of the edges (``edge_cpr_cmd``), MIB's own, of a circuit that scores edges
+            beyond pairs of heads.
         notes: What is missing, and why.
     """
 
@@ -46,15 +56,16 @@ class Evaluation:
     truth: dict[str, Any] | None
     ranking: dict[str, Any] | None
     membership: dict[str, Any] | None
+    components: dict[str, Any] | None
     faithfulness: dict[str, Any] | None
     curve: dict[str, Any] | None
     areas: dict[str, Any] | None
+    edge_areas: dict[str, Any] | None
     notes: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        names = ("circuit", "truth", "ranking", "membership", "faithfulness", "curve", "areas", "notes")
-        return {"schema": SCHEMA, "kind": "evaluation", **{name: getattr(self, name) for name in names}}
+        return {"schema": SCHEMA, "kind": "evaluation", **vars(self)}
 
     def as_text(self) -> str:
         """Return a few lines for a terminal."""
@@ -80,6 +91,23 @@ class Evaluation:
                 lines.append(f"  rank correlation with |effect| {rank['spearman']:.3f}")
             if rank["pair_auc"] is not None:
                 lines.append(f"  pairs           ROC AUC {rank['pair_auc']:.3f}")
+        if self.truth and self.truth.get("mlp_effects"):
+            largest = sorted(enumerate(self.truth["mlp_effects"]), key=lambda row: -abs(row[1]))[:5]
+            lines.append("  largest MLPs    " + "  ".join(f"m{layer} {effect:+.3f}" for layer, effect in largest))
+        if self.components:
+            both = self.components
+            if both["roc_auc"] is not None:
+                lines += [
+                    f"  heads and MLPs  ROC AUC {both['roc_auc']:.3f}"
+                    f"  average precision {both['average_precision']:.3f}",
+                    f"    rank correlation with |effect| {both['spearman']:.3f}",
+                ]
+            if both["membership"] is not None:
+                found = both["membership"]
+                lines.append(
+                    f"  chosen heads and MLPs  precision {found['precision']:.3f}  recall {found['recall']:.3f}"
+                    f"  F1 {found['f1']:.3f}"
+                )
         if self.faithfulness:
             found = self.faithfulness
             lines.append(
@@ -88,6 +116,9 @@ class Evaluation:
             )
         if self.areas:
             lines.append(f"over shares of heads: CPR {self.areas['cpr']:.3f}  CMD {self.areas['cmd']:.3f}")
+        if self.edge_areas:
+            found = self.edge_areas
+            lines.append(f"over shares of {found['n_edges']} edges: CPR {found['cpr']:.3f}  CMD {found['cmd']:.3f}")
         if self.curve:
             line = self.curve
             random = [f" ({value:.3f})" for value in line["random_mean"]] or [""] * len(line["sizes"])
@@ -104,6 +135,7 @@ def evaluate_circuit(
     *,
     truth: str | GroundTruth | CausalTruth | None = "causal",
     task: str | None = None,
+    components: Components = "heads",
     top: int = 20,
     n_pairs: int = 32,
     ablation: Ablation = "resample",
@@ -122,11 +154,14 @@ def evaluate_circuit(
         truth: "causal" (patch every head, cached), the name of a published truth of ``task``, a truth at
             hand, or None.
         task: Task id of a published truth; the circuit's own where None.
-        top: How many heads of largest |effect| a causal truth counts as the circuit.
+        components: What the causal truth is made of: "heads" or "heads+mlps". Heads are judged against heads either
+            way; with MLPs, heads and MLPs together too, where the circuit scores every MLP or has chosen any.
+        top: How many heads (of heads and MLPs: components) of largest |effect| a causal truth counts as the circuit.
         n_pairs: How many answered pairs the causal truth and faithfulness use.
         ablation: For faithfulness: "zero", "mean" or "resample".
         with_faithfulness: Whether to run the circuit on its own.
-        with_curve: Whether to run the curve over sizes, CPR and CMD too (several dozen runs a pair).
+        with_curve: Whether to run the curve over sizes, CPR and CMD too (several dozen runs a pair). CPR and CMD over
+            edges always carry the corrupted prompt's values, whatever ``ablation`` is: as MIB defines them.
         n_random: Random circuits a size of the curve.
         seed: Of the random circuits and of the bootstrap.
         n_resamples: Of the bootstrap.
@@ -142,12 +177,12 @@ def evaluate_circuit(
             f"a circuit of {circuit.n_layers} x {circuit.n_heads}",
             "Name the model that the circuit was found in.",
         )
-    judge = _truth(circuit, model, tokens, truth, task, n_pairs)
+    judge = _truth(circuit, model, tokens, truth, task, components, n_pairs)
     scores = circuit.head_scores
     scored = bool(np.all(np.isfinite(scores)))
     if not scored:
         notes.append("not every head has a score, so the ranking is not judged")
-    about, ranking, membership = None, None, None
+    about, ranking, membership, together = None, None, None, None
     if judge is not None:
         labels = judge.labels(top) if isinstance(judge, CausalTruth) else judge.labels
         if labels.shape != scores.shape:
@@ -161,11 +196,13 @@ def evaluate_circuit(
         taken = circuit.head_mask
         hits = int((taken & labels).sum())
         membership = vars(metrics.AtCut.of(int(taken.sum()), hits, int(labels.sum()), labels.size))
+        if isinstance(judge, CausalTruth):
+            together = _components(circuit, judge, top)
         if isinstance(judge, GroundTruth) and model is not None and circuit.model != judge.model:
             notes.append(
                 f"the truth {judge.name} is about {judge.model}, the circuit about {circuit.model or 'unknown'}"
             )
-    alone, sizes, areas = None, None, None
+    alone, sizes, areas, edge_areas = None, None, None, None
     if with_faithfulness and model is not None and tokens is not None:
         chosen = answered(model, tokens, n_pairs)[0]
         alone = faithfulness(model, chosen, circuit.heads, ablation=ablation).as_dict()
@@ -173,6 +210,11 @@ def evaluate_circuit(
             options: dict[str, Any] = {"ablation": ablation}
             sizes = curve(model, chosen, scores, n_random=n_random, seed=seed, **options).as_dict()
             areas = head_cpr_cmd(model, chosen, scores, **options)
+        if with_curve and beyond_pairs(circuit.edge_scores):
+            try:
+                edge_areas = edge_cpr_cmd(model, chosen, _edges(circuit, model))
+            except HeadcodesError as error:
+                notes.append(f"no CPR and CMD over edges: {error}")
     elif with_faithfulness:
         notes.append("faithfulness needs the model and prompts")
     return Evaluation(
@@ -186,9 +228,11 @@ def evaluate_circuit(
         truth=about,
         ranking=ranking,
         membership=membership,
+        components=together,
         faithfulness=alone,
         curve=sizes,
         areas=areas,
+        edge_areas=edge_areas,
         notes=notes,
     )
 
@@ -199,6 +243,7 @@ def _truth(
     tokens: TokenPairs | None,
     truth: str | GroundTruth | CausalTruth | None,
     task: str | None,
+    components: Components,
     n_pairs: int,
 ) -> GroundTruth | CausalTruth | None:
     if not isinstance(truth, str):
@@ -211,17 +256,18 @@ def _truth(
             "no model" if model is None else "no prompts",
             "Give both, or name a published truth.",
         )
-    return causal_truth(model, tokens, pairs=n_pairs)
+    return causal_truth(model, tokens, components, pairs=n_pairs)
 
 
 def _about(judge: GroundTruth | CausalTruth, labels: np.ndarray[Any, Any]) -> dict[str, Any]:
     if isinstance(judge, GroundTruth):
         return judge.as_dict()
+    mlps = judge.mean_effects[labels.size :].tolist()
     return {
         "name": "causal",
         "task": judge.task,
         "model": judge.model,
-        "source": "exact resample patching of every head, effect on the logit difference",
+        "source": f"exact resample patching of every head{' and MLP' * bool(mlps)}, effect on the logit difference",
         "n_heads_in_circuit": int(labels.sum()),
         "n_pairs": len(judge.effects),
         "n_answered": judge.n_answered,
@@ -230,6 +276,7 @@ def _about(judge: GroundTruth | CausalTruth, labels: np.ndarray[Any, Any]) -> di
         "corrupt_logit_diff": float(judge.corrupt_ld.mean()),
         "largest_effects": [[name, effect] for name, effect in judge.largest(10)],
         "head_effects": judge.head_effects.ravel().tolist(),
+        **({"mlp_effects": mlps} if mlps else {}),
     }
 
 
@@ -263,16 +310,52 @@ def _ranking(
     return found
 
 
+def _components(circuit: Circuit, judge: CausalTruth, top: int) -> dict[str, Any] | None:
+    """Judge heads and MLPs together, where the truth holds MLPs and the circuit says anything of them."""
+    mlps = judge.names[judge.n_layers * judge.n_heads :]
+    chooses = any(name in circuit.nodes for name in mlps)
+    scored = bool(mlps) and all(name in circuit.node_scores for name in judge.names)
+    if not (mlps and (chooses or scored)):
+        return None
+    labels = metrics.largest(judge.mean_effects, top)
+    found: dict[str, Any] = dict.fromkeys(("roc_auc", "average_precision", "spearman", "membership"))
+    if scored:
+        scores = [circuit.node_scores[name] for name in judge.names]
+        found["roc_auc"] = metrics.roc_auc(scores, labels)
+        found["average_precision"] = metrics.average_precision(scores, labels)
+        found["spearman"] = metrics.spearman(scores, judge.mean_effects)
+    if chooses:
+        taken = np.array([name in circuit.nodes for name in judge.names])
+        hits = int((taken & labels).sum())
+        found["membership"] = vars(metrics.AtCut.of(int(taken.sum()), hits, int(labels.sum()), labels.size))
+    return found
+
+
+def _edges(circuit: Circuit, model: Model) -> Edges:
+    """Return the circuit's scores as those of every edge of the model's graph; 0 where it has none."""
+    sources, destinations = edge_names(model)
+    scores = np.full((len(sources), len(destinations)), np.nan)
+    for i, j in edge_order(model):
+        scores[i, j] = circuit.edge_scores.get((sources[i], destinations[j]), 0.0)
+    return Edges(sources, destinations, scores)
+
+
 def _pair_scores(circuit: Circuit) -> np.ndarray[Any, Any]:
-    """Return [n_component, n_component] scores of pairs of heads, the largest over slots; 0 where there is
-    none."""
+    """Return [n_component, n_component] scores of pairs of heads, 0 where there is none.
+
+    A pair that is only scored slot by slot gets the sum of its slots' magnitudes, as ``methods.eap.pair_scores``.
+    """
     n = circuit.n_layers * circuit.n_heads
     scores = np.zeros((n, n))
     for (source, target), score in circuit.edge_scores.items():
-        first, second = parse_head(source), parse_head(split_slot(target)[0])
+        name = split_slot(target)[0]
+        first, second = parse_head(source), parse_head(name)
         if first is not None and second is not None:
             i, j = first[0] * circuit.n_heads + first[1], second[0] * circuit.n_heads + second[1]
-            scores[i, j] = max(scores[i, j], abs(score))
+            if target == name:
+                scores[i, j] = abs(score)
+            elif (source, name) not in circuit.edge_scores:
+                scores[i, j] += abs(score)
     return scores
 
 
@@ -340,7 +423,7 @@ def diff(a: Circuit, b: Circuit) -> Difference:
             f"{a.n_layers} x {a.n_heads} and {b.n_layers} x {b.n_heads} heads",
             "Compare circuits of one model.",
         )
-    shared = sorted(set(a.node_scores) & set(b.node_scores))
+    shared = sorted(name for name in set(a.node_scores) & set(b.node_scores) if parse_head(name))
     correlation = None
     if len(shared) >= 3:
         # |score| on both sides: what orders a ranking.

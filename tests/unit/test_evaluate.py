@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from headcodes import metrics, truths
+from headcodes import metrics, tasks, truths
 from headcodes.circuit import Circuit
 from headcodes.errors import HeadcodesError
-from headcodes.evaluate import diff, evaluate_circuit
+from headcodes.evaluate import _pair_scores, diff, evaluate_circuit
+from headcodes.export import from_mib, to_mib, with_edges
 from headcodes.patching import CausalTruth
 
 
@@ -49,6 +51,84 @@ def test_against_a_causal_truth() -> None:
     assert found.notes == ["faithfulness needs the model and prompts"]
     json.dumps(found.as_dict(), allow_nan=False)
     assert "ROC AUC 0.750" in found.as_text()
+
+
+def test_mlps_of_the_truth_are_shown_and_judged_where_the_circuit_knows_any() -> None:
+    heads = made_truth()
+    mlps = np.array([[5.0, -0.4], [6.0, 0.0]])
+    truth = replace(heads, effects=np.hstack([heads.effects, mlps]), names=[*heads.names, "m0", "m1"])
+    plain = Circuit.from_scores([[4.0, 3.0], [2.0, 0.5]], top=2, model="m", task="ioi", method="x")
+    found = evaluate_circuit(plain, truth=truth, top=2)
+    alone = evaluate_circuit(plain, truth=heads, top=2)
+    # Heads are judged against heads, as without MLPs; the MLPs are shown.
+    assert (found.ranking, found.membership, found.components) == (alone.ranking, alone.membership, None)
+    assert found.truth is not None
+    assert alone.truth is not None
+    assert found.truth["mlp_effects"] == [5.5, -0.2]
+    assert found.truth["largest_effects"][0] == ["m0", 5.5]
+    assert found.truth["head_effects"] == alone.truth["head_effects"]
+    assert "mlp_effects" not in alone.truth
+    assert "largest MLPs    m0 +5.500  m1 -0.200" in found.as_text()
+    # Of all parts m0 and a1.h0 have the largest effects: scores put m0 first, a1.h0 fourth.
+    scored = replace(plain, node_scores={**plain.node_scores, "m0": 9.0, "m1": 2.5})
+    together = evaluate_circuit(scored, truth=truth, top=2).components
+    assert together is not None
+    assert together["roc_auc"] == pytest.approx(5 / 8)
+    assert together["average_precision"] == pytest.approx(1 / 2 * (1 + 2 / 5))
+    assert together["spearman"] == pytest.approx(
+        metrics.spearman([4, 3, 2, 0.5, 9, 2.5], [2, 0.2, 2.25, 0.1, 5.5, 0.2])
+    )
+    assert together["membership"] is None
+    chosen = evaluate_circuit(replace(plain, nodes=("a0.h0", "m0", "m1")), truth=truth, top=2).components
+    assert chosen is not None
+    assert chosen["roc_auc"] is None
+    assert chosen["membership"] is not None
+    assert (chosen["membership"]["precision"], chosen["membership"]["recall"]) == (pytest.approx(1 / 3), 0.5)
+    text = evaluate_circuit(replace(scored, nodes=("a0.h0", "m0")), truth=truth, top=2).as_text()
+    assert "heads and MLPs  ROC AUC 0.625" in text
+    assert "chosen heads and MLPs  precision 0.500" in text
+
+
+def test_pairs_scored_by_slots_are_sums_of_magnitudes() -> None:
+    truth = truths.get("docstring", "conmy2023")
+    (source, target), *_ = truth.circuit().edges
+    whole = Circuit(n_layers=4, n_heads=8, nodes=(), edge_scores={(source, target): 2.0, ("a0.h0", "a1.h0"): 1.5})
+    slots = {(source, f"{target}<q>"): 1.0, (source, f"{target}<k>"): -1.0, ("a0.h0", "a1.h0<v>"): 1.5}
+    by_slot = replace(whole, edge_scores=slots)
+    assert np.array_equal(_pair_scores(by_slot), _pair_scores(whole))
+    assert _pair_scores(whole).max() == 2
+    # A pair's own score stands, whatever its slots have.
+    both = replace(whole, edge_scores={**slots, (source, target): 7.0})
+    assert _pair_scores(both).max() == 7
+
+
+def test_areas_over_edges_are_those_of_the_graphs_own_scores(tiny_model: Any) -> None:
+    from headcodes.faithfulness import edge_cpr_cmd
+    from headcodes.methods import get
+    from headcodes.methods.inputs import Inputs
+    from headcodes.patching import answered
+    from headcodes.prompts import tokenize
+
+    model = tiny_model("gpt2")
+    tokens = tokenize(tasks.get("ioi").build(model.tokenizer, 8), model.tokenizer)
+    edges = get("eap").find(Inputs(model, tokens), "edge", 0).edges
+    assert edges is not None
+    heads = Circuit.from_scores(np.ones((3, 4)), top=2, d_model=32, model="m", task="ioi")
+    graph = from_mib(to_mib(with_edges(heads, edges)))
+    options: dict[str, Any] = {"truth": None, "with_curve": True, "n_random": 0, "n_pairs": 3}
+    found = evaluate_circuit(graph, model, tokens, **options)
+    expected = edge_cpr_cmd(model, answered(model, tokens, 3)[0], edges)
+    assert found.edge_areas is not None
+    assert found.edge_areas["cpr"] == pytest.approx(expected["cpr"], rel=1e-3)
+    assert found.edge_areas["f_signed"][-1] == pytest.approx(1, abs=1e-3)
+    assert f"over shares of {expected['n_edges']} edges: CPR" in found.as_text()
+    json.dumps(found.as_dict(), allow_nan=False)
+    assert evaluate_circuit(heads, model, tokens, **options).edge_areas is None
+    gemma = tiny_model("gemma2")
+    refused = evaluate_circuit(graph, gemma, tokens, **options)
+    assert refused.edge_areas is None
+    assert refused.areas is not None or "ranking is not judged" in refused.notes[0]
+    assert "no CPR and CMD over edges" in refused.notes[-1]
 
 
 def test_against_a_published_truth_with_pairs() -> None:
