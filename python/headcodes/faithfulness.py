@@ -24,7 +24,7 @@ from torch import Tensor
 from headcodes.ablation import EdgeAblation, edge_order
 from headcodes.activations import capture
 from headcodes.errors import HeadcodesError
-from headcodes.gradients import batches
+from headcodes.gradients import DEFAULT_GRAPH_BYTES, batches
 from headcodes.reads import edge_bytes_per_token, edge_names
 from headcodes.sweep import DEFAULT_SWEEP_BYTES, Plan, run
 
@@ -390,7 +390,12 @@ def head_cpr_cmd(
 
 
 def edge_cpr_cmd(
-    model: Model, tokens: TokenPairs, edges: Edges, *, shares: Sequence[float] = MIB_SHARES
+    model: Model,
+    tokens: TokenPairs,
+    edges: Edges,
+    *,
+    shares: Sequence[float] = MIB_SHARES,
+    memory_bytes: int = DEFAULT_GRAPH_BYTES,
 ) -> dict[str, Any]:
     """CPR and CMD over shares of the edges of the whole graph, as MIB defines them.
 
@@ -400,14 +405,15 @@ def edge_cpr_cmd(
     come from nowhere. That changes no m: a part none of whose edges is kept says what it says on the corrupted prompt
     anyway. So nothing is pruned here.
 
-    Batches of pairs are run one after another, every circuit on each, so that memory is that of one batch: twice what
-    all sources write on it.
+    Batches of pairs are run one after another, every circuit on each, so that memory is that of one batch: the model's
+    own, and twice what all sources write.
 
     Args:
         model: Left as it was found.
         tokens: Pairs whose two prompts have equally many tokens.
         edges: Of this model, signed scores; NaN where there is no edge.
         shares: Sizes as shares of all edges, rising.
+        memory_bytes: What one batch of pairs may take; it has one pair at least.
 
     Returns:
         As ``cpr_cmd``, and ``n_edges``.
@@ -435,7 +441,7 @@ def edge_cpr_cmd(
     def together(wanted: list[tuple[int, ...]]) -> list[float]:
         lost = np.zeros(1 + len(wanted))
         whole = 0.0
-        for batch in batches(tokens, edge_bytes_per_token(model)):
+        for batch in batches(tokens, edge_bytes_per_token(model), memory_bytes):
             part = EdgeAblation(model, tokens.subset(batch.rows), "corrupted", "logit-diff")
             whole += part.clean_logit_diff * len(batch.rows)
             for place, taken in enumerate([(), *wanted]):

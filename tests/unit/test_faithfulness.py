@@ -14,7 +14,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.methods.inputs import Edges
 from headcodes.models import Model
 from headcodes.prompts import PromptPair, PromptPairs, TokenPairs
-from headcodes.reads import edge_names
+from headcodes.reads import edge_bytes_per_token, edge_names
 from peers.spelled_out import SpelledOut
 
 
@@ -217,6 +217,10 @@ def test_edge_areas_are_those_of_models_spelled_out(tiny_model: Any, family: str
     assert found["cpr"] == pytest.approx(faith.area(shares, found["f_signed"]))
     assert found["cmd"] == pytest.approx(faith.area(shares, [abs(1 - f) for f in found["f_absolute"]]))
     assert found["n_edges"] == len(real)
+    # Batches of two, two and one pair weigh as all together.
+    some = 2 * 9 * edge_bytes_per_token(model)
+    parted = faith.edge_cpr_cmd(model, tokens, Edges(sources, destinations, scores), shares=shares, memory_bytes=some)
+    assert parted["f_signed"] == pytest.approx(found["f_signed"], abs=2e-3)
     # No edge at all is the corrupted prompt.
     nothing = faith.edge_cpr_cmd(model, tokens, Edges(sources, destinations, scores), shares=(0.0001, 1.0))
     assert nothing["f_signed"] == [pytest.approx(0, abs=1e-4), pytest.approx(1, abs=1e-4)]
