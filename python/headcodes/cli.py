@@ -190,12 +190,17 @@ def evaluate(
     truth: Annotated[str, typer.Option(help="causal (patch every head, once, then cached), or a published one.")] = (
         "causal"
     ),
+    components: Annotated[
+        Literal["heads", "heads+mlps"], typer.Option(help="What the causal truth patches: heads, or every MLP too.")
+    ] = "heads",
     top: Annotated[int, typer.Option(min=1, help="Heads of largest effect that the causal truth holds.")] = 20,
     n_pairs: Annotated[int, typer.Option(min=1, help="Answered pairs to judge on.")] = 32,
     ablation: Annotated[Literal["zero", "mean", "resample"], typer.Option(help="What the rest is replaced by.")] = (
         "resample"
     ),
-    curve: Annotated[bool, typer.Option("--curve", help="Faithfulness over sizes, CPR and CMD too: slow.")] = False,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Faithfulness over sizes, CPR and CMD too (over edges, if scored): slow.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of prompts, random circuits and the bootstrap.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 (the causal truth wants it), bfloat16, ...")] = "float32",
@@ -235,6 +240,7 @@ def evaluate(
             tokenize(pairs, loaded.tokenizer, bos),
             truth=truth,
             task=pairs.task,
+            components=components,
             top=top,
             n_pairs=n_pairs,
             ablation=ablation,
