@@ -168,7 +168,7 @@ def evaluate_circuit(
 
     Raises:
         HeadcodesError: the circuit, the model and the truth have different shapes; an unknown truth; a
-            causal truth without model and prompts.
+            causal truth without model and prompts; components of another truth than "causal".
     """
     notes: list[str] = []
     if model is not None and (model.n_layers, model.n_heads) != (circuit.n_layers, circuit.n_heads):
@@ -246,6 +246,10 @@ def _truth(
     components: Components,
     n_pairs: int,
 ) -> GroundTruth | CausalTruth | None:
+    if components != "heads" and truth != "causal":
+        raise HeadcodesError(
+            "only the causal truth can be made of MLPs too", f"{components} and a truth at hand", "Ask for one of them."
+        )
     if not isinstance(truth, str):
         return truth
     if truth != "causal":

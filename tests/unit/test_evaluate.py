@@ -98,7 +98,7 @@ def test_pairs_scored_by_slots_are_sums_of_magnitudes() -> None:
     assert np.array_equal(_pair_scores(by_slot), _pair_scores(whole))
     assert _pair_scores(whole).max() == 2
     # A pair's own score stands, whatever its slots have.
-    both = replace(whole, edge_scores={**slots, (source, target): 7.0})
+    both = replace(whole, edge_scores={(source, target): 7.0, **slots})
     assert _pair_scores(both).max() == 7
 
 
@@ -148,6 +148,8 @@ def test_against_a_published_truth_with_pairs() -> None:
         evaluate_circuit(perfect, truth="wang2022", task="ioi")
     with pytest.raises(HeadcodesError, match="is one of"):
         evaluate_circuit(perfect, truth="nobody")
+    with pytest.raises(HeadcodesError, match="only the causal truth"):
+        evaluate_circuit(perfect, truth="conmy2023", components="heads+mlps")
 
 
 def test_a_circuit_without_scores_is_judged_by_its_heads() -> None:

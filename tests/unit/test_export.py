@@ -188,6 +188,7 @@ def test_a_saved_runs_own_edge_scores_reach_mib(tiny_model: Any, tmp_path: Path,
     export.export(export.load_circuit(tmp_path / "circuit.json"), "circuit", tmp_path / "alone" / "circuit.json")
     alone = export.load_circuit(tmp_path / "alone" / "circuit.json")
     assert alone == export.with_edges(chosen, edges)
+    assert {edge: alone.edge_scores[edge] for edge in chosen.edges} == chosen.edge_scores
     assert export.to_mib(alone) == json.loads((tmp_path / "graph.json").read_text())
     scores = export.to_prune_scores(alone)
     assert scores["blocks.1.hook_mlp_in"][0] == np.float32(expected["input->m1"])
