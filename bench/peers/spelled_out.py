@@ -26,6 +26,8 @@ class SpelledOut:
                 block.final_layer_norm,
                 lambda x: block.fc2(block.activation_fn(block.fc1(x))),
             )
+        if self.family == "transformer-lens":  # attention only
+            return block.ln1, None, None
         return block.input_layernorm, block.post_attention_layernorm, block.mlp
 
     def slot(self, layer: int, head: int, slot: str, x: Tensor) -> Tensor:
@@ -39,6 +41,8 @@ class SpelledOut:
             own = head if slot == "q" else head * self.model.n_kv_heads // self.model.n_heads
             values = getattr(attention, f"{slot}_proj")(x)[:, own * d : (own + 1) * d]
             return getattr(attention, f"{slot}_norm")(values) if self.family == "qwen3" and slot != "v" else values
+        if self.family == "transformer-lens":
+            return getattr(attention, slot)(x)[:, head * d : (head + 1) * d]
         return attention.query_key_value(x).view(len(x), -1, 3, d)[:, head, place]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -64,7 +68,7 @@ class SpelledOut:
         handle = first.register_forward_pre_hook(
             lambda _m, args, kwargs: kept.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
         )
-        self.model.module(input_ids=torch.tensor([ids]))
+        self.model.trace(torch.tensor([ids]))
         handle.remove()
         return kept[0][0]
 
@@ -90,7 +94,8 @@ class SpelledOut:
                 own_bias = 0 if own_bias is None else own_bias
                 if not parallel:
                     bias = bias + own_bias
-                said[f"m{layer}"] = mlp(mlp_norm(read(f"m{layer}", before if parallel else list(said))))
+                if mlp is not None:
+                    said[f"m{layer}"] = mlp(mlp_norm(read(f"m{layer}", before if parallel else list(said))))
                 if parallel:
                     bias = bias + own_bias
             final: Any = model.final_norm

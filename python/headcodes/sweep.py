@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.model import is_bridge
 from headcodes.models import Model, as_found
 
 if TYPE_CHECKING:
@@ -317,7 +318,8 @@ def slot_projection(model: Model, layer: int, slot: str) -> tuple[nn.Module, Cal
     attention: Any = model.attention(layer)
     n_heads, d_head = model.n_heads, model.d_head
     place = "qkv".index(slot)
-    separate = getattr(attention, f"{slot}_proj", None)
+    # TransformerLens calls its parts q, k and v.
+    separate = getattr(attention, slot if is_bridge(model.module) else f"{slot}_proj", None)
     if isinstance(separate, nn.Module):
         n = n_heads if slot == "q" else model.n_kv_heads
         return separate, lambda x: x.unflatten(-1, (n, -1))

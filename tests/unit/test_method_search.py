@@ -28,9 +28,9 @@ def token_pairs(n: int = 3, n_vocab: int = 200) -> TokenPairs:
     return TokenPairs(clean, corrupt, [a[:1] for a in answers], [a[1:] for a in answers], False, pairs)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox", "llama", "qwen2", "qwen3"])
-def test_cut_edges_are_sums_spelled_out(tiny_model: Any, family: str) -> None:
-    model: Model = tiny_model(family)
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox", "llama", "qwen2", "qwen3", "transformer-lens"])
+def test_cut_edges_are_sums_spelled_out(tiny_model: Any, attention_only: Any, tiny_tokenizer: Any, family: str) -> None:
+    model: Model = attention_only(tiny_tokenizer) if family == "transformer-lens" else tiny_model(family)
     tokens = token_pairs()
     plain = SpelledOut(model, family)
     sources, destinations = edge_names(model)

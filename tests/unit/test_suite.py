@@ -20,6 +20,22 @@ QUICK = ["random", "mean-diff", "eap"]
 
 
 @pytest.fixture(scope="module")
+def words_of_docstring() -> Any:
+    """A tokenizer in which names of arguments are single tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from headcodes.tasks import docstring
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, min_frequency=1, show_progress=False)
+    core.train_from_iterator([f" {word}" for word in docstring.WORDS], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+@pytest.fixture(scope="module")
 def model() -> Any:
     return planted.load("planted-ioi").model
 
@@ -138,30 +154,24 @@ def test_the_paper_suite_lists_what_is_missing_and_invents_nothing(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_the_paper_suite_runs_on_random_weights_of_gpt2s_shape(
-    tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_paper_suite_runs_on_random_weights_of_the_models_shapes(
+    attention_only: Any, words_of_docstring: Any, tiny_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(vocab_size=len(tiny_tokenizer), n_embd=48, n_layer=12, n_head=12, n_positions=64)
     gpt2 = load_model(GPT2LMHeadModel(config), tokenizer=tiny_tokenizer)
-
-    def load(name: str) -> Any:
-        if name == "gpt2":
-            return gpt2
-        raise HeadcodesError("a model must be there", name, "Connect.")
-
+    shapes = {"gpt2": gpt2, "attn-only-4l": attention_only(words_of_docstring)}
     monkeypatch.setattr(suite, "PAPER_METHODS", ("mean-diff", "eap"))
-    monkeypatch.setattr(suite, "PAPER_CELLS", [cell for cell in suite.PAPER_CELLS if cell[1] != "greater-than"])
-    rows, missing = suite.run_paper(load=load, out=tmp_path, n_pairs=3)
-    assert [(row.task, row.method, row.level, row.status) for row in rows] == [
-        ("ioi", "mean-diff", "node", "ok"),
-        ("ioi", "eap", "node", "ok"),
-        ("ioi", "eap", "edge", "ok"),
+    rows, missing = suite.run_paper(load=shapes.__getitem__, out=tmp_path, n_pairs=2)
+    cells = [("mean-diff", "node", "ok"), ("eap", "node", "ok"), ("eap", "edge", "ok")]
+    tasks_of = [("docstring", "conmy2023"), ("greater-than", "conmy2023"), ("ioi", "wang2022")]
+    assert [(row.task, row.truth, row.method, row.level, row.status) for row in rows] == [
+        (*task, *cell) for task in tasks_of for cell in cells
     ]
-    assert all(row.auc is not None and row.truth == "wang2022" for row in rows)
-    assert rows[2].pair_auc is not None
-    assert len(missing) == 1
+    assert all(row.auc is not None for row in rows)
+    assert all(row.pair_auc is not None for row in rows[2::3])
+    assert missing == []
     monkeypatch.setitem(suite.PUBLISHED, "eap", {"ioi": (0.123, 0.456)})
     lines = suite.paper_table(rows).splitlines()
-    assert [line.split()[4] for line in lines[1:]] == ["-", "0.123", "0.456"]
+    assert [line.split()[4] for line in lines[7:]] == ["-", "0.123", "0.456"]
