@@ -5,6 +5,7 @@ One table names them all, so that listing them costs nothing; a method's module 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 Level = Literal["node", "edge"]
 Cost = Literal["forward", "backward", "ablation", "none"]
+# Modules whose scores come from the codes of an autoencoder: those of several seeds are trained and used together.
+_WITH_CODES = ("code_sets", "default", "code_flip", "hybrid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,8 @@ class Method:
         source: where the method was published.
         cost: the dearest thing it does to the model: plain forward passes, backward passes, ablations, or nothing.
         levels: what it can score; every method scores nodes.
-        module: the module under ``headcodes.methods`` whose ``find`` implements it.
+        module: the module under ``headcodes.methods`` that implements it: its ``find``, or the ``find_many`` of a
+            method with codes, which does several seeds at once.
     """
 
     id: str
@@ -43,8 +47,23 @@ class Method:
         """Whether codes are counted, which a permutation test can do again under other labels."""
         return self.module in ("code_sets", "default")
 
+    @property
+    def seeded(self) -> bool:
+        """Whether anything is drawn, so that another seed gives other scores."""
+        return self.module in (*_WITH_CODES, "random", "sp")
+
     def find(self, inputs: Inputs, level: Level = "node", seed: int = 0) -> Findings:
         """Score every head of ``inputs.model``, and every pair of heads where ``level`` is ``"edge"``.
+
+        Raises:
+            HeadcodesError: the method has no such level.
+        """
+        return self.find_many(inputs, level, [seed])[0]
+
+    def find_many(self, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
+        """Do what ``find`` does for every seed, one findings a seed, in their order.
+
+        What the seeds share is done once, its seconds in the first findings; autoencoders are trained together.
 
         Raises:
             HeadcodesError: the method has no such level.
@@ -56,8 +75,11 @@ class Method:
                 f"level={level!r}",
                 f"Choose another level, or a method that has it: {others}.",
             )
-        findings: Findings = import_module(f"headcodes.methods.{self.module}").find(self.id, inputs, level, seed)
-        return findings
+        module = import_module(f"headcodes.methods.{self.module}")
+        if self.module in _WITH_CODES:
+            found: list[Findings] = module.find_many(self.id, inputs, level, seeds)
+            return found
+        return [module.find(self.id, inputs, level, seed) for seed in seeds]
 
 
 _ONEILL = "O'Neill & Bui 2024, arXiv 2405.12522"

@@ -10,6 +10,8 @@ from headcodes.methods import code_sets
 from headcodes.methods.inputs import Findings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from jaxtyping import Float
 
@@ -17,15 +19,16 @@ if TYPE_CHECKING:
     from headcodes.methods.inputs import Inputs
 
 
-def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
+def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
     """Score a head by the share of pairs in which its clean and its corrupted code differ.
 
     Codes as in the recipe of this name: every head centred and scaled, pairs that the autoencoder saw left out where
     others remain. A dead row's code differs from every living one.
     """
-    findings = code_sets.find(name, inputs, "node", seed)
-    findings.set_heads(torch.from_numpy(flip_shares(findings, len(inputs.tokens))))
-    return findings
+    found = code_sets.find_many(name, inputs, "node", seeds)
+    for findings in found:
+        findings.set_heads(torch.from_numpy(flip_shares(findings, len(inputs.tokens))))
+    return found
 
 
 def flip_shares(findings: Findings, n_pairs: int) -> Float[np.ndarray, " n_component"]:

@@ -6,6 +6,7 @@ differ in the entries of one table.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -15,11 +16,11 @@ import torch
 from headcodes.codes import encode
 from headcodes.methods.inputs import Findings, Inputs
 from headcodes.overlap import pair_unique_counts, unique_counts
-from headcodes.sae import TrainConfig, train
+from headcodes.sae import TrainConfig, train_many
 from headcodes.scores import mention_scores
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int32
+    from jaxtyping import Float
     from torch import Tensor
 
     from headcodes.activations import HeadActivations
@@ -57,19 +58,24 @@ RECIPES = {
 }
 
 
-def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
+def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
     """Score heads by the number of codes that occur in positives and in no negative; pairs likewise by code pairs."""
     recipe = RECIPES[name]
     activations = inputs.activations
-    n_pairs = len(inputs.tokens.clean)
-    findings = Findings(head_scores=np.zeros((activations.n_layers, activations.n_heads)))
-
-    generator = torch.Generator().manual_seed(seed)
-    trained = training_prompts(recipe, n_pairs, inputs.n_train, generator)
+    found = [Findings(head_scores=np.zeros((activations.n_layers, activations.n_heads))) for _ in seeds]
     if name == "default" and inputs.model.dtype == torch.bfloat16:
         # Half the time at the same loss where the device computes in it; the published recipes stay in fp32.
         recipe = replace(recipe, config=replace(recipe.config, dtype=torch.bfloat16))
-    codes = make_codes(findings, activations, recipe, trained, generator, inputs.backend)
+    chosen = make_codes(found, activations, recipe, seeds, inputs.n_train, inputs.backend)
+    for findings, trained in zip(found, chosen, strict=True):
+        _count(findings, recipe, trained, inputs, level)
+    return found
+
+
+def _count(findings: Findings, recipe: Recipe, trained: list[int], inputs: Inputs, level: Level) -> None:
+    """Fill in the scores that follow from a seed's codes, ``trained`` being the prompts of its autoencoder."""
+    codes, n_pairs = findings.codes, len(inputs.tokens)
+    assert codes is not None
     if recipe.dead == 0:
         codes = findings.codes = np.maximum(codes, 0)
 
@@ -90,34 +96,41 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
             pairs = pair_unique_counts(positive, negative, dead=dead, threads=inputs.threads)
             findings.mention_scores = mention_scores(pairs).astype(np.float64)
             findings.pair_scores = pairs.astype(np.float64)
-    return findings
 
 
 def make_codes(
-    findings: Findings,
+    found: Sequence[Findings],
     activations: HeadActivations,
     recipe: Recipe,
-    trained: list[int],
-    generator: torch.Generator,
+    seeds: Sequence[int],
+    n_train: int,
     backend: str,
-) -> Int32[np.ndarray, "n_prompt n_component"]:
-    """Train the autoencoder of a recipe on the prompts ``trained`` and return every row's code, -1 where it is dead.
+) -> list[list[int]]:
+    """Train the autoencoders of a recipe, one a seed, and give every prompt and head its code, -1 where it is dead.
 
-    The autoencoder, the codes, the share of dead rows and the seconds of both stages go into ``findings``.
+    A seed's autoencoder, codes and share of dead rows go into its findings, the seconds of both stages into the first
+    of them. Every seed draws from one generator of its own: first the prompts it trains on, which are returned, then
+    the weights. All seeds' training rows, ``n_train * n_component * d_model`` numbers a seed, are held at once.
     """
-    with findings.timed("train"):
+    n_pairs = len(activations.z) // 2
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    chosen = [training_prompts(recipe, n_pairs, n_train, generator) for generator in generators]
+    with found[0].timed("train"):
         shift, scale = normalisation(recipe, activations)
-        x = activations.head_outputs(trained)
-        if shift is not None:
-            x = x - shift
-        if scale is not None:
-            x = x * scale.reshape(-1, 1)
-        findings.sae = train(x.flatten(0, 1), recipe.config, generator=generator).sae
-    with findings.timed("encode"):
-        found = encode(activations, findings.sae, shift=shift, scale=scale, dead=-1, backend=backend)
-        codes: Int32[np.ndarray, "n_prompt n_component"] = found.cpu().numpy()
-    findings.codes, findings.dead_share = codes, float((codes == -1).mean())
-    return codes
+        rows = []
+        for prompts in chosen:
+            x = activations.head_outputs(prompts)
+            if shift is not None:
+                x = x - shift
+            if scale is not None:
+                x = x * scale.reshape(-1, 1)
+            rows.append(x.flatten(0, 1))
+        saes = [result.sae for result in train_many(rows, recipe.config, generators=generators)]
+    with found[0].timed("encode"):
+        codes = encode(activations, saes, shift=shift, scale=scale, dead=-1, backend=backend).cpu().numpy()
+    for findings, sae, own in zip(found, saes, codes, strict=True):
+        findings.sae, findings.codes, findings.dead_share = sae, own, float((own == -1).mean())
+    return chosen
 
 
 def training_prompts(recipe: Recipe, n_pairs: int, n_train: int, generator: torch.Generator) -> list[int]:

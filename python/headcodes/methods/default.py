@@ -6,6 +6,7 @@ differs between the two prompts of a pair, position by position. docs/recipe.md 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 N_MEASURED = 64
 
 
-def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
+def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
     """Score a head by the change it makes to the answer plus the change it makes to the stream, each in standard
     deviations over heads.
 
@@ -50,15 +51,16 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     Codes are those of the recipe of this name; at edge level pairs of heads are scored by their counts, as published.
     Prompts of different length are compared from their ends, back to where they part.
     """
-    findings = code_sets.find(name, inputs, level, seed)
+    found = code_sets.find_many(name, inputs, level, seeds)
     measured = inputs.tokens.subset(range(min(N_MEASURED, len(inputs.tokens))))
-    with findings.timed("capture"):
+    with found[0].timed("capture"):
         to_answer, to_stream = _changes(inputs, measured)
-    to_stream = to_stream * flip_shares(findings, len(inputs.tokens)).reshape(to_stream.shape)
-    findings.head_scores = sum(
-        (part / part.std() for part in (to_answer, to_stream) if part.std() > 0), np.zeros(to_stream.shape)
-    )
-    return findings
+    for findings in found:
+        heard = to_stream * flip_shares(findings, len(inputs.tokens)).reshape(to_stream.shape)
+        findings.head_scores = sum(
+            (part / part.std() for part in (to_answer, heard) if part.std() > 0), np.zeros(heard.shape)
+        )
+    return found
 
 
 def _changes(inputs: Inputs, measured: TokenPairs) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from headcodes.activations import HeadActivations
 from headcodes.gradients import Batch, batches, node_bytes_per_token, ready, require_equal_lengths, run
-from headcodes.methods.code_sets import Recipe, make_codes, training_prompts
+from headcodes.methods.code_sets import Recipe, make_codes
 from headcodes.methods.inputs import Findings
 from headcodes.progress import progress
 from headcodes.sae import TrainConfig
@@ -28,7 +29,7 @@ RECIPE = Recipe(
 )
 
 
-def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
+def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
     """Score a head by |mean over pairs of p| + mean over pairs of |p|, with p = (z_clean - z_corrupt) . dLD/dz.
 
     The products p are those of ``eap``, from one backward pass over the clean prompts, halved in pairs in which the
@@ -40,11 +41,11 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     """
     model, tokens = inputs.model, inputs.tokens
     require_equal_lengths(tokens, name)
-    findings = Findings.of(model)
+    found = [Findings.of(model) for _ in seeds]
     n_pairs, shape = len(tokens), (model.n_components, model.d_head)
     products = torch.zeros(n_pairs, model.n_components, dtype=torch.float64)
     z = torch.zeros(2 * n_pairs, *shape)
-    with findings.timed("attribute"), ready(model), progress("attributing", total=n_pairs) as advance:
+    with found[0].timed("attribute"), ready(model), progress("attributing", total=n_pairs) as advance:
         for batch in batches(tokens, node_bytes_per_token(model)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
@@ -62,15 +63,15 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     activations = HeadActivations(
         z.to(model.device), model.W_O.flatten(0, 1), model.n_layers, model.n_heads, positions="mean"
     )
-    generator = torch.Generator().manual_seed(seed)
-    chosen = training_prompts(RECIPE, n_pairs, inputs.n_train, generator)
-    codes = make_codes(findings, activations, RECIPE, chosen, generator, inputs.backend)
-    findings.judged = np.ones(2 * n_pairs, dtype=bool)
-    findings.set_signed(products.mean(0))
-    flips = codes[:n_pairs] != codes[n_pairs:]
-    weighed = products * torch.from_numpy((1 + flips) / 2)
-    findings.set_heads(weighed.mean(0).abs() + weighed.abs().mean(0))
-    return findings
+    make_codes(found, activations, RECIPE, seeds, inputs.n_train, inputs.backend)
+    for findings in found:
+        assert findings.codes is not None
+        findings.judged = np.ones(2 * n_pairs, dtype=bool)
+        findings.set_signed(products.mean(0))
+        flips = findings.codes[:n_pairs] != findings.codes[n_pairs:]
+        weighed = products * torch.from_numpy((1 + flips) / 2)
+        findings.set_heads(weighed.mean(0).abs() + weighed.abs().mean(0))
+    return found
 
 
 def _mean(batch: Batch, side: Float[Tensor, "batch seq column"]) -> Float[Tensor, "batch column"]:
