@@ -71,6 +71,9 @@ def discover(
     ] = None,
     verify: Annotated[int | None, typer.Option(min=1, help="Patch this many of the best heads exactly.")] = None,
     seed: Annotated[int, typer.Option(help="Of prompts, training and everything else drawn.")] = 0,
+    seeds: Annotated[
+        str | None, typer.Option(help='Seeds of the method, "0-9" or "0,3": their mean, spread and consensus.')
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (bf16 where it is fast), float32, bfloat16, float16.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
@@ -90,13 +93,15 @@ def discover(
     from headcodes.methods.inputs import Inputs
     from headcodes.models import choose_device, choose_dtype, load_model
     from headcodes.prompts import PromptPairs, tokenize
+    from headcodes.seeds import parse_seeds
     from headcodes.sources import resolve
 
     if task is not None and prompts is not None:
         raise HeadcodesError("either --task or --prompts is given", "both", "Leave one out.")
     if prompts is not None and negative is not None:
         raise HeadcodesError("--negative belongs to a task", "it together with --prompts", "Leave one out.")
-    discovery.check_request(method, fdr, verify)
+    of_method = parse_seeds(seeds) if seeds is not None else None
+    discovery.check_request(method, fdr, verify, of_method)
     pairs = PromptPairs.from_json(prompts) if prompts is not None else None
     chosen = tasks.get(task or "ioi")
     imported = time.perf_counter()
@@ -124,7 +129,7 @@ def discover(
             tokens = tokenize(pairs, loaded.tokenizer, bos)
             inputs = Inputs(loaded, tokens, bos, positions, n_train, cache=cache, request=request)
         load_s = time.perf_counter() - imported
-        result = discovery.explain(inputs, method, level=level, seed=seed, fdr=fdr, verify=verify)
+        result = discovery.explain(inputs, method, level=level, seed=seed, seeds=of_method, fdr=fdr, verify=verify)
     result = result.with_timings(
         **{"import": imported - _STARTED, "load": load_s, "total": time.perf_counter() - _STARTED}
     )
@@ -140,20 +145,27 @@ def discover(
 
 
 def _table(result: Result, top: int) -> str:
-    check = result.task_check
+    check, by_seed = result.task_check, result.by_seed
+    columns = f"{'score':>9}"
+    if by_seed is not None:
+        columns += f"  {'±':>8}  consensus"
     lines = [
         f"{result.model}  {result.pairs.task} ({result.pairs.negative} negatives)  method {result.method}"
-        f"  seed {result.seed}  {result.dtype}  BOS {'added' if result.bos_added else 'not added'}",
+        f"  seed {result.seed}{f', mean of {len(by_seed.seeds)} of the method' if by_seed else ''}"
+        f"  {result.dtype}  BOS {'added' if result.bos_added else 'not added'}",
         f"task check: {check.share_right:.1%} of {check.n_pairs} positives right, "
         f"logit difference {check.positive_logit_diff:+.2f} positive, {check.negative_logit_diff:+.2f} negative",
         "",
-        f"{'rank':>4}  {'head':<9} {'score':>9}" + ("         p         q" if result.node_tests else ""),
+        f"{'rank':>4}  {'head':<9} {columns}" + ("         p         q" if result.node_tests else ""),
     ]
     circuit = result.circuit(top)
+    agreement = {name: values.ravel() for name, values in by_seed.agreement(top).items()} if by_seed else {}
     for rank, node in enumerate(circuit.nodes, start=1):
+        index = result.components.index(node)
         line = f"{rank:>4}  {node:<9} {_score(circuit.node_scores[node]):>9}"
+        if by_seed is not None:
+            line += f"  {_score(agreement['head_spread'][index]):>8}  {agreement['head_consensus'][index]:>9.0%}"
         if result.node_tests is not None:
-            index = result.components.index(node)
             line += f"  {result.node_tests.p[index]:8.2g}  {result.node_tests.q[index]:8.2g}"
         lines.append(line)
     if result.node_tests is not None:
@@ -169,10 +181,13 @@ def _table(result: Result, top: int) -> str:
         for row in sorted(result.verification.as_rows(), key=lambda row: -abs(row["effect"])):
             lines.append(f"      {row['head']:<9} {row['effect']:>+9.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]")
     if circuit.edges:
-        lines += ["", f"{'rank':>4}  {'from':<9} {'to':<9} {'score':>9}"]
+        lines += ["", f"{'rank':>4}  {'from':<9} {'to':<9} {columns}"]
         for rank, (source, target) in enumerate(circuit.edges, start=1):
-            score = circuit.edge_scores[source, target]
-            lines.append(f"{rank:>4}  {source:<9} {target:<9} {_score(score):>9}")
+            line = f"{rank:>4}  {source:<9} {target:<9} {_score(circuit.edge_scores[source, target]):>9}"
+            if by_seed is not None:
+                index = result.components.index(source) * len(result.components) + result.components.index(target)
+                line += f"  {_score(agreement['pair_spread'][index]):>8}  {agreement['pair_consensus'][index]:>9.0%}"
+            lines.append(line)
     stages = "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.timings_s.items())
     return "\n".join([*lines, "", f"seconds: {stages}"])
 

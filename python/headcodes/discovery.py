@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from headcodes import methods
 from headcodes.codes import resolve_backend
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.methods.inputs import Inputs, Positions
 from headcodes.prompts import PromptPairs, tokenize
 from headcodes.result import Result, versions
+from headcodes.seeds import SeedScores, check_seeds
 
 if TYPE_CHECKING:
     from headcodes.methods import Level
@@ -35,6 +38,7 @@ def discover(
     method: str = "default",
     level: Level = "node",
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
     n_train: int = 10,
     positions: Positions = "mean",
     bos: str = "auto",
@@ -50,7 +54,12 @@ def discover(
         pairs: positive (clean) and negative (corrupted) prompts.
         method: one of ``headcodes.methods.METHODS``.
         level: "node" scores heads; "edge" scores pairs of heads as well.
-        seed: of everything the method draws. The same seed, device, threads and versions give the same bits.
+        seed: of everything that is drawn. The same seed, device, threads and versions give the same bits.
+        seeds: run the method once with each of these, as one batched problem; ``seed`` then draws what is drawn after
+            the scores (``verify``). The result's scores are the means over seeds, ``result.by_seed`` holds every
+            seed's own, their spread and their consensus; codes and autoencoder are the first seed's. On a CPU a
+            seed's scores are bit for bit those of ``seed`` alone; on a GPU its autoencoder is theirs to rounding, and
+            a code may differ. A method that draws nothing (``Method.seeded``) warns, and runs once as if without.
         n_train: prompts the autoencoder is trained on.
         positions: "mean", "last", or the positions to average: a list a prompt, clean prompts first.
         bos: "auto" (as the tokenizer does by itself), "yes" or "no".
@@ -58,21 +67,22 @@ def discover(
         threads: for torch and the C++ core; None leaves torch's own setting.
         fdr: test every count by permuting the prompts' labels (``headcodes.significance``), and let only heads into
             the circuit whose false-discovery rate is at most this. It is the rate of "this head's codes differ
-            between the sides", which is not membership in the circuit.
+            between the sides", which is not membership in the circuit. Not together with ``seeds``.
         verify: patch this many of the best-ranked heads exactly (``headcodes.patching.verify``). A stage of its own:
             the scores stay what they were without it.
 
     Raises:
         HeadcodesError: something given cannot be used; the message says what and how to mend it.
     """
-    check_request(method, fdr, verify)
     with torch_threads(threads):
         tokens = tokenize(pairs, model.tokenizer, bos)
         inputs = Inputs(model, tokens, bos, positions, n_train, backend)
-        return explain(inputs, method, level=level, seed=seed, fdr=fdr, verify=verify)
+        return explain(inputs, method, level=level, seed=seed, seeds=seeds, fdr=fdr, verify=verify)
 
 
-def check_request(method: str, fdr: float | None, verify: int | None) -> None:
+def check_request(
+    method: str, fdr: float | None = None, verify: int | None = None, seeds: Sequence[int] | None = None
+) -> None:
     """Refuse what cannot be done before any work: a typing error should not cost a forward pass.
 
     Raises:
@@ -88,6 +98,12 @@ def check_request(method: str, fdr: float | None, verify: int | None) -> None:
         )
     if verify is not None and verify < 1:
         raise HeadcodesError("verify is a number of heads, 1 or more", str(verify), "Leave it out to patch none.")
+    if seeds is not None:
+        check_seeds(seeds)
+        if fdr is not None:
+            raise HeadcodesError(
+                "a permutation test is of one seed's codes", f"fdr={fdr} with {len(seeds)} seeds", "Leave one out."
+            )
 
 
 def explain(
@@ -96,18 +112,32 @@ def explain(
     *,
     level: Level = "node",
     seed: int = 0,
+    seeds: Sequence[int] | None = None,
     fdr: float | None = None,
     verify: int | None = None,
 ) -> Result:
-    """Run one method on inputs that several methods, levels and seeds may share; ``discover`` for a single one.
+    """Run one method on inputs that several methods and levels may share; ``discover`` for a single one.
 
     Raises:
         HeadcodesError: see ``discover``.
     """
+    check_request(method, fdr, verify, seeds)
     start = time.perf_counter()
     captured_before_s = inputs.capture_s
     task_check = inputs.task_check
-    findings = methods.get(method).find(inputs, level, seed)
+    chosen = methods.get(method)
+    if seeds is not None and not chosen.seeded:
+        warnings.warn(
+            f"method {method!r} draws nothing: it runs once, and its scores hold for every seed",
+            HeadcodesWarning,
+            stacklevel=2,
+        )
+        seeds = None
+    if seeds is None:
+        findings, by_seed = chosen.find(inputs, level, seed), None
+    else:
+        checked = check_seeds(seeds)
+        findings, by_seed = _over_seeds(chosen.find_many(inputs, level, checked), checked)
     nodes, pairs = _permutation_tests(findings, inputs, level, fdr, seed) if fdr is not None else (None, None)
     verification = _verify(findings, inputs, verify, seed) if verify is not None else None
     stages = {"import": 0.0, "load": 0.0, "capture": 0.0, "train": 0.0, "encode": 0.0, "overlap": 0.0}
@@ -132,6 +162,7 @@ def explain(
         backend=resolve_backend(inputs.backend, inputs.model.device),
         task_check=task_check,
         findings=findings,
+        by_seed=by_seed,
         fdr=fdr,
         node_tests=nodes,
         pair_tests=pairs,
@@ -139,6 +170,18 @@ def explain(
         timings_s=stages | {"total": elapsed_s},
         versions=versions(),
     )
+
+
+def _over_seeds(found: Sequence[Findings], seeds: tuple[int, ...]) -> tuple[Findings, SeedScores]:
+    """Return the first seed's findings with the means of all scores and everyone's seconds, and every seed's scores."""
+    kinds = [kind for kind in ("head_scores", "pair_scores", "mention_scores") if getattr(found[0], kind) is not None]
+    scores: dict[str, Any] = {kind: np.stack([getattr(findings, kind) for findings in found]) for kind in kinds}
+    timings_s: dict[str, float] = {}
+    for findings in found:
+        for stage, seconds in findings.timings_s.items():
+            timings_s[stage] = timings_s.get(stage, 0.0) + seconds
+    means = {kind: values.mean(axis=0) for kind, values in scores.items()}
+    return replace(found[0], timings_s=timings_s, **means), SeedScores(seeds, **scores)
 
 
 def _permutation_tests(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from headcodes.prompts import PromptPairs
     from headcodes.report.plots import Backend, CurveKind
     from headcodes.sae import SparseAutoencoder
+    from headcodes.seeds import SeedScores
     from headcodes.significance import PairSignificance, Significance
     from headcodes.task_check import TaskCheck
 
@@ -41,6 +42,7 @@ class Result:
     Attributes:
         pairs: the prompts, as they were given.
         bos: what was asked for: "auto", "yes" or "no"; ``bos_added`` says what that meant.
+        seed: of everything that was drawn; where there are several, of what was not drawn by the method.
         positions: "mean", "last", or "given" where the caller named the positions of every prompt.
         n_train: prompts the autoencoder of a code method is trained on, as asked for.
         task_check: whether the model does the task at all.
@@ -49,6 +51,8 @@ class Result:
             at this false-discovery rate, are let into the circuit. Passing is not membership in the circuit.
         node_tests, pair_tests: permutation tests behind the filter; pair_tests at edge level.
         verification: exact effects of the best-ranked heads, where asked for.
+        by_seed: every seed's scores, where ``seeds`` were asked for: the scores here are then their means, codes and
+            autoencoder the first seed's.
     """
 
     model: str
@@ -74,6 +78,7 @@ class Result:
     node_tests: Significance | None = None
     pair_tests: PairSignificance | None = None
     verification: Verification | None = None
+    by_seed: SeedScores | None = None
 
     @property
     def head_scores(self) -> Float[np.ndarray, "n_layers n_heads"]:
@@ -168,6 +173,13 @@ class Result:
             document["pair_scores"] = _largest_pairs(self.pair_scores, self.n_heads, _N_PAIRS_IN_JSON)
         if self.mention_scores is not None:
             document["mention_scores"] = self.mention_scores.tolist()
+        if self.by_seed is not None:
+            document["seeds"] = list(self.by_seed.seeds)
+            for name, values in self.by_seed.agreement(top).items():
+                if name.startswith("pair"):  # of the pairs in pair_scores, in their order
+                    document[name] = [float(values[i, j]) for i, j, _ in document["pair_scores"]]
+                else:
+                    document[name] = values.ravel().tolist()
         if self.node_tests is not None:
             tests = self.node_tests
             document |= {"fdr": self.fdr, "n_permutations": tests.n_permutations, "p_values": tests.p.tolist()}
@@ -201,6 +213,7 @@ class Result:
         self.pairs.to_json(folder / "prompts.json")
         with atomic_write(folder / "result.json") as path:
             path.write_text(json.dumps(self.as_json(top), indent=1) + "\n", encoding="utf-8")
+        seeds = self.by_seed
         arrays = {
             "head_scores": self.head_scores,
             "pair_scores": self.pair_scores,
@@ -212,6 +225,10 @@ class Result:
             "pair_p_family": self.pair_tests.p_family if self.pair_tests else None,
             "pair_q_values": self.pair_tests.q if self.pair_tests else None,
             "edge_scores": edges.scores if edges else None,
+            "seeds": np.array(seeds.seeds) if seeds else None,
+            "head_scores_by_seed": seeds.head_scores if seeds else None,
+            "mention_scores_by_seed": seeds.mention_scores if seeds else None,
+            **(seeds.agreement(top) if seeds else {}),
         }
         names = None
         if edges is not None:
@@ -249,8 +266,9 @@ class Result:
 
     def __repr__(self) -> str:
         nodes = self.circuit(5).nodes
+        drawn = f"seed {self.seed}" if self.by_seed is None else f"mean of {len(self.by_seed.seeds)} seeds"
         return (
-            f"Result({self.model}, {self.pairs.task}, method {self.method}, {self.level} level, seed {self.seed}: "
+            f"Result({self.model}, {self.pairs.task}, method {self.method}, {self.level} level, {drawn}: "
             f"best heads {', '.join(nodes) or 'none'})"
         )
 

@@ -140,6 +140,40 @@ def test_fdr_and_verify_are_printed(run: Run) -> None:
     assert out.count("[+") + out.count("[-") == 5
 
 
+def test_several_seeds_of_the_method_on_the_prompts_of_one(run: Run, folder: Path, tmp_path: Path) -> None:
+    arguments = ("discover", "--model", folder, "--n-prompts", "12", "--level", "edge")
+
+    def document(*more: str) -> dict[str, Any]:
+        status, out, err = run(*arguments, "--json", *more)
+        assert status == 0, err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    together = document("--seed", "1", "--seeds", "1-2,5")
+    assert (together["seed"], together["seeds"]) == (1, [1, 2, 5])
+    # Prompts come from --seed: only the seed that is both can be had without --seeds.
+    single, alone = document("--seed", "1"), document("--seed", "1", "--seeds", "1")
+    assert alone["head_scores"] == single["head_scores"]
+    assert "seeds" not in single
+    others = [document("--seed", "1", "--seeds", str(seed))["head_scores"] for seed in (2, 5)]
+    mean = [sum(scores) / 3 for scores in zip(single["head_scores"], *others, strict=True)]
+    assert together["head_scores"] == pytest.approx(mean, rel=1e-12)
+    status, out, err = run(*arguments, "--seeds", "0-1", "--top", "3", "--out", tmp_path / "out")
+    assert status == 0, err
+    assert "seed 0, mean of 2 of the method" in out
+    assert out.count("consensus") == 2  # of heads and of pairs
+    kept = json.loads((tmp_path / "out" / "result.json").read_text())
+    best = max(range(12), key=lambda i: kept["head_scores"][i])
+    row = next(line for line in out.splitlines() if line.startswith("   1 "))
+    assert row.split() == [
+        "1",
+        kept["components"][best],
+        f"{kept['head_scores'][best]:.4g}",
+        f"{kept['head_spread'][best]:.4g}",
+        f"{kept['head_consensus'][best]:.0%}",
+    ]
+
+
 def test_lists(run: Run) -> None:
     for command, expected in (("models", "smollm2-135m"), ("tasks", "greater-than"), ("methods", "paper-scaled")):
         status, out, _ = run(command)
@@ -194,6 +228,10 @@ WRONG_ARGUMENTS = {
     "fdr of zero": ["--fdr", "0"],
     "fdr of a method without counts": ["--method", "mean-diff", "--fdr", "0.05"],
     "verify zero heads": ["--verify", "0"],
+    "seeds that are none": ["--seeds", "few"],
+    "no seeds": ["--seeds", ""],
+    "seeds from high to low": ["--seeds", "3-1"],
+    "seeds and fdr": ["--seeds", "0-2", "--method", "paper", "--fdr", "0.05"],
     "projection that is not there": ["--projection", "model.layers.{layer}.nothing"],
     "revision of a folder": ["--revision", "main"],
 }

@@ -14,7 +14,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.scan import plan as plans
 from headcodes.scan.cells import Queue
 from headcodes.scan.command import read_plan
-from headcodes.scan.plan import Cell, Plan, parse_seeds
+from headcodes.scan.plan import Cell, Plan
 
 WHOLE = """\
 models:
@@ -126,20 +126,6 @@ def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
 def test_what_no_cell_could_do_is_refused_at_once(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(HeadcodesError, match=says):
         Plan(models=(("planted-ioi", None),), **changes)
-
-
-@pytest.mark.parametrize(
-    ("text", "seeds"),
-    [("0", [0]), ("0-3", [0, 1, 2, 3]), ("3,1-2,1", [3, 1, 2]), ([4, 4, 2], [4, 2])],
-)
-def test_seeds(text: str | list[int], seeds: list[int]) -> None:
-    assert parse_seeds(text) == seeds
-
-
-@pytest.mark.parametrize("text", ["", "a", "1-", "3-1", "-1", "1,,2"])
-def test_no_seeds(text: str) -> None:
-    with pytest.raises(HeadcodesError, match="seeds are numbers"):
-        parse_seeds(text)
 
 
 def test_every_setting_is_part_of_what_a_cell_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from headcodes import methods, tasks
 from headcodes.errors import HeadcodesError
 from headcodes.files import checksum
+from headcodes.seeds import parse_seeds
 
 if TYPE_CHECKING:
     from headcodes.methods import Level
@@ -213,25 +213,6 @@ class Plan:
 
 
 _SETTINGS = ("level", "n_prompts", "prompt_seed", "n_train", "positions", "bos", "device", "dtype", "threads")
-_SEEDS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
-
-
-def parse_seeds(seeds: str | list[int]) -> list[int]:
-    """Return the seeds that ``"0-3,7"`` names, in order, each once.
-
-    Raises:
-        HeadcodesError: no such list.
-    """
-    if not isinstance(seeds, str):
-        return list(dict.fromkeys(seeds))
-    found: dict[int, None] = {}
-    if _SEEDS.fullmatch(seeds):
-        for part in seeds.split(","):
-            first, _, last = part.partition("-")
-            found |= dict.fromkeys(range(int(first), int(last or first) + 1))
-    if not found:
-        raise HeadcodesError("seeds are numbers and ranges", repr(seeds), 'Write "0-9" or "0,3,5-7".')
-    return list(found)
 
 
 def _models_of(rows: list[Any]) -> Iterator[tuple[str, str | None]]:
