@@ -71,7 +71,10 @@ def test_others_read_it_without_us(store: Store) -> None:
 
 def test_polars_reads_it(store: Store) -> None:
     polars = pytest.importorskip("polars")
-    assert polars.read_parquet(f"{store.cells}/*.parquet")["identity"].to_list() == ["aa", "bb", "cc"]
+    table = polars.read_parquet(f"{store.cells}/*.parquet")
+    assert table["identity"].to_list() == ["aa", "bb", "cc"]
+    assert table["head_scores"].list.get(2).to_list() == [1e-300] * 3
+    assert table.filter(polars.col("method") == "paper")["peak_memory_bytes"].sum() == 3 << 30
 
 
 @pytest.mark.filterwarnings("ignore::headcodes.errors.HeadcodesWarning")
