@@ -1,8 +1,39 @@
-"""Models of several families with random weights, for scans: small, and with a tokenizer that carries the tasks."""
+"""The plan that scans are tested and timed on, and what must be equal between two scans of it.
+
+The models are SmolLM2 and three small ones of other families with random weights.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+# As Plan.from_lists takes them, beside the models.
+LISTS = {"tasks": "ioi,greater-than", "methods": "paper,mean-diff", "seeds": "0-2"}
+# Tests ask for fewer prompts than the bench; what is left to "auto" would depend on the machine.
+SMALL = {"n_prompts": 40, "dtype": "float32", "device": "cpu"}
+N_CELLS = 4 * 2 * 2 * 3
+# What may differ between two runs of the same cell.
+CIRCUMSTANCES = {"timings_s", "peak_memory_bytes", "host", "finished_unix_s"}
+
+
+def as_words(**plan: object) -> list[str]:
+    """Return a plan as the command line takes it."""
+    return [word for name, value in plan.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def results(store: Path) -> dict[str, str]:
+    """Return all that must be the same however often a scan was stopped, bit for bit, by identity."""
+    from headcodes.scan import load_store
+
+    rows = load_store(store).to_pylist()
+    found = {row["identity"]: repr({key: row[key] for key in row if key not in CIRCUMSTANCES}) for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def arrays(store: Path) -> dict[str, bytes]:
+    """Return the files of arrays in a store, which must be the same too."""
+    return {path.name: path.read_bytes() for path in (store / "arrays").glob("*.safetensors")}
 
 
 def write_random_models(folder: Path) -> list[str]:

