@@ -66,4 +66,9 @@ def test_a_real_scan_reads_well(
         assert menu == ["score", "mention score", "causal effect"]
         titles = page.locator("#view-run h2").all_inner_texts()
         assert titles[:5] == ["Heads", "Circuit", "Codes", "Attention", "Against a truth"]
+    for plot in page.locator(".plot:visible").all():
+        plot.scroll_into_view_if_needed()
+        plot.locator("svg.main-svg").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
+    page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=PICTURES / f"{name}.png", full_page="phone" not in name and at != "#run-6")

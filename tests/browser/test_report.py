@@ -82,7 +82,7 @@ def test_hovering_tells_scores_codes_and_overlap(open_report: Show, make_run: Ma
     graph = opened.drawn("Layered graph")
     drawn = graph.locator(".points:has(path)")
     nodes, edges = drawn.last, drawn.first
-    tested = ("→", "pairs of codes in", "over all pairs, q ")
+    tested = ("→", "pairs of codes in", "p over all pairs", "q: ")
     for points, texts in ((nodes, (best, "codes in positives only", "Then, ")), (edges, tested)):
         box = points.locator("path").first.bounding_box()
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -131,6 +131,7 @@ def test_edges_that_were_tested_show_p_and_q(open_report: Show, make_run: MakeRu
     opened = open_report([run])
     figure = opened.page.locator("figure", has=opened.chart("Layered graph"))
     figure.locator("summary").click()
+    figure.locator("tbody tr").first.wait_for()
     heads = figure.locator("thead th").all_inner_texts()
     assert heads == ["from", "to", "score", "p over all pairs", "q"]
     (source, target), score = next(iter(run.circuit.edge_scores.items()))
@@ -143,6 +144,7 @@ def test_edges_that_were_tested_show_p_and_q(open_report: Show, make_run: MakeRu
     plain = open_report([make_run(n_pairs=20, rich=False)])
     figure = plain.page.locator("figure", has=plain.chart("Layered graph"))
     figure.locator("summary").click()
+    figure.locator("tbody tr").first.wait_for()
     assert figure.locator("thead th").all_inner_texts() == ["from", "to", "score"]
 
 
@@ -294,6 +296,27 @@ def test_a_run_opens_from_the_overview_and_back(open_report: Show, scan: list[Ru
     assert "at node level only heads are scored" in node.page.locator("#view-run").inner_text()
 
 
+def test_a_run_of_several_seeds_shows_how_far_they_agree(open_report: Show, make_run: MakeRun) -> None:
+    run = make_run(n_pairs=20, rich=False)
+    scores = run.head_values["score"] + np.arange(12)[:, None, None] % 3
+    more = {"seeds": list(range(12)), "head_spread": scores.std(0).ravel().tolist(), "head_consensus": [0.5] * 270}
+    pairs = {"pair_spread": np.full((270, 270), 1.5), "pair_consensus": np.full((270, 270), 0.25)}
+    arrays = {**run.arrays, **pairs, "head_scores_by_seed": scores}
+    opened = open_report([replace(run, document={**run.document, **more}, arrays=arrays)])
+    page = opened.page
+    assert "mean of 12 seeds" in page.locator("h1").inner_text()
+    assert "means over 12 seeds" in page.locator("#view-run").inner_text()
+    menu = page.locator('select[data-role="quantity"] option').all_inner_texts()
+    assert menu == ["score", "spread", "consensus"]
+    chart = opened.drawn("Scores of the best heads under 12 seeds")
+    looks = chart.evaluate("(plot) => plot.data.slice(0, 12).map((one) => one.marker.color + one.marker.symbol)")
+    assert len(set(looks)) == 12
+    figure = page.locator("figure", has=opened.chart("Layered graph"))
+    figure.locator("summary").click()
+    figure.locator("tbody tr").first.wait_for()
+    assert figure.locator("tbody tr").first.locator("td").all_inner_texts()[-2:] == ["1.5", "0.25"]
+
+
 def test_two_runs_side_by_side(open_report: Show, scan: list[RunRecord]) -> None:
     opened = open_report(scan)
     page = opened.page
@@ -388,6 +411,30 @@ def test_axe_finds_no_serious_fault(open_report: Show, scan: list[RunRecord], at
 def test_a_phone_scrolls_downwards_only(open_report: Show, scan: list[RunRecord], at: str) -> None:
     opened = open_report(scan, at=at, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_finger_scrolls_past_charts_and_a_tap_tells_values(open_report: Show, make_run: MakeRun) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+    opened = open_report([make_run(n_pairs=20)], **phone)
+    page = opened.page
+    finger = page.context.new_cdp_session(page)
+    graph = opened.drawn("Layered graph")
+    graph.evaluate("(plot) => plot.scrollIntoView({ block: 'center' })")
+    opened.settle()
+    before, span = page.evaluate("scrollY"), graph.evaluate("(plot) => plot._fullLayout.yaxis.range")
+    box = graph.bounding_box()
+    x, y = box["x"] + 120, box["y"] + box["height"] / 2
+    finger.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+    for step in range(1, 16):
+        finger.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": y - 12 * step}]})
+        page.wait_for_timeout(16)
+    finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_function("(before) => scrollY > before + 100", arg=before)
+    assert graph.evaluate("(plot) => plot._fullLayout.yaxis.range") == span
+    heat_map = opened.drawn("Heat map,")
+    box = heat_map.locator(".nsewdrag").bounding_box()
+    page.touchscreen.tap(box["x"] + 60, box["y"] + 60)
+    heat_map.locator(".hoverlayer .hovertext", has_text="rank").wait_for()
 
 
 def test_charts_follow_the_colour_scheme(open_report: Show, make_run: MakeRun) -> None:

@@ -24,11 +24,12 @@ from headcodes.methods.inputs import Findings
 from headcodes.prompts import PromptPair, PromptPairs
 from headcodes.report import RunRecord, page, read_runs, records, write_page, write_report
 from headcodes.report.attention import AttentionPattern
-from headcodes.report.codes import edge_notes, edge_tests, node_notes, unique_codes
+from headcodes.report.codes import edge_notes, edge_values, node_notes, unique_codes
 from headcodes.report.curves import published_curves
 from headcodes.report.figures import Curve
 from headcodes.report.records import read_folder, record_of
 from headcodes.result import Result
+from headcodes.seeds import SeedScores
 from headcodes.significance import PairSignificance, Significance
 from headcodes.task_check import TaskCheck
 
@@ -318,15 +319,54 @@ def test_tests_of_pairs_come_back_and_stand_beside_their_edges(tmp_path: Path) -
     its = replace(result(), fdr=0.05, node_tests=nodes, pair_tests=pairs)
     its.save(tmp_path, top=3)
     for record in (record_of(its, top=3), read_folder(tmp_path)):
-        assert edge_tests(record) == {("a0.h0", "a1.h0"): (0.001, 0.01), ("a0.h1", "a1.h0"): (0.5, None)}
-        assert edge_notes(record)["a0.h0", "a1.h0"].endswith("<br>p 0.001 over all pairs, q 0.01")
-        assert edge_notes(record)["a0.h1", "a1.h0"].endswith("q not taken")
+        first, second = ("a0.h0", "a1.h0"), ("a0.h1", "a1.h0")
+        assert edge_values(record) == {
+            "p over all pairs": {first: 0.001, second: 0.5},
+            "q": {first: 0.01, second: None},
+        }
+        assert edge_notes(record)[first].startswith("<br>p over all pairs: 0.001<br>q: 0.01<br>overlap")
+        assert "q: not taken" in edge_notes(record)[second]
         run = Parts(page.render([record])).blocks["run-0"]
         assert run["edges"] == [["a0.h0", "a1.h0", 1.0, 0.001, 0.01], ["a0.h1", "a1.h0", 1.0, 0.5, None]]
-    assert edge_tests(record_of(result())) == {}
+    assert edge_values(record_of(result())) == {}
     stored = load_file(tmp_path / "scores.safetensors")
     save_file(stored | {"pair_q_values": np.zeros((3, 3))}, tmp_path / "scores.safetensors")
     with pytest.raises(HeadcodesError, match="pair_q_values have shape"):
+        read_folder(tmp_path)
+
+
+def test_several_seeds_show_spread_and_consensus_of_heads_and_pairs(tmp_path: Path) -> None:
+    base = result().head_scores
+    heads = np.stack(
+        [base, base + np.array([[0, 4], [0, 0]]), base - np.array([[1, 0], [0, 0]])]
+    )  # the third seed lets a0.h0 go
+    pairs = np.stack([np.array(U, dtype=float)] * 3)
+    pairs[1, 0, 2] = 4.0
+    seeds = SeedScores((4, 5, 6), heads, pairs, np.zeros((3, 4)))
+    findings = replace(result().findings, head_scores=heads.mean(0), pair_scores=pairs.mean(0))
+    its = replace(result(), findings=findings, by_seed=seeds)
+    its.save(tmp_path, top=3)
+    for record in (record_of(its, top=3), read_folder(tmp_path)):
+        np.testing.assert_allclose(record.head_values["spread"], np.std(heads, axis=0, ddof=1))
+        assert record.head_values["consensus"].tolist() == [[2 / 3, 1], [1, 0]]
+        blocks = Parts(page.render([record, record_of(result())])).blocks
+        run = blocks["run-0"]
+        assert run["edge_columns"] == ["spread", "consensus"]
+        edges = {(source, target): numbers for source, target, *numbers in run["edges"]}
+        assert edges["a0.h0", "a1.h0"] == pytest.approx([2.0, np.std([1, 4, 1], ddof=1), 2 / 3])
+        assert "consensus: 0.6667<br>" in edge_notes(record)["a0.h0", "a1.h0"]
+        assert "spread: 2.309<br>" in node_notes(record)["a0.h1"]
+        assert run["label"] == "tiny · made-up · paper · mean of 3 seeds"
+        assert run["seeds"]["seeds"] == [4, 5, 6]
+        assert run["seeds"]["agreement"] == pytest.approx((1 + 2 / 3 + 2 / 3) / 3)
+        assert dict(run["facts"])["seeds of the method"] == "4-6"
+        assert "--seed 3" in record.command
+        assert "--seeds 4-6" in record.command
+        assert blocks["run-1"]["seeds"] is None
+        assert blocks["seeds"] == []  # a mean over seeds is no further seed
+    stored = load_file(tmp_path / "scores.safetensors")
+    save_file(stored | {"head_scores_by_seed": heads[:2]}, tmp_path / "scores.safetensors")
+    with pytest.raises(HeadcodesError, match="scores by seed have shape"):
         read_folder(tmp_path)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headcodes.report.figures import number, plain
+from headcodes.report.records import SEED_LABELS
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int32
@@ -46,62 +47,69 @@ def unique_codes(run: RunRecord) -> Int32[np.ndarray, " n_component"] | None:
 
 
 def node_notes(run: RunRecord) -> dict[str, str]:
-    """Return, for each chosen head, its commonest positive-only codes with a prompt each, as hover text."""
+    """Return hover text for each chosen head: how seeds agree, its commonest positive-only codes with a prompt each."""
     sides = _sides(run)
-    if sides is None:
-        return {}
-    codes, clean, corrupt = sides
+    agreement = {what: its for what, its in run.head_values.items() if what in SEED_LABELS}
     notes = {}
     for layer, head in run.circuit.heads:
-        column = codes[:, layer * run.circuit.n_heads + head]
-        only = positive_only(column, clean, corrupt)
-        lines = [f"<br>{len(only)} codes in positives only"]
-        for code, count in only[:_N_CODES]:
-            first = int(np.flatnonzero((column == code) & clean)[0])
-            prompt = "" if run.pairs is None else f": “{plain(run.pairs[first].clean, _PROMPT_LENGTH)}”"
-            lines.append(f"code {code}, {count} positives{prompt}")
-        notes[f"a{layer}.h{head}"] = "<br>".join(lines)
+        lines = [f"{what}: {number(its[layer, head])}" for what, its in agreement.items()]
+        if sides is not None:
+            codes, clean, corrupt = sides
+            column = codes[:, layer * run.circuit.n_heads + head]
+            only = positive_only(column, clean, corrupt)
+            lines.append(f"{len(only)} codes in positives only")
+            for code, count in only[:_N_CODES]:
+                first = int(np.flatnonzero((column == code) & clean)[0])
+                prompt = "" if run.pairs is None else f": “{plain(run.pairs[first].clean, _PROMPT_LENGTH)}”"
+                lines.append(f"code {code}, {count} positives{prompt}")
+        notes[f"a{layer}.h{head}"] = "".join(f"<br>{line}" for line in lines)
     return notes
 
 
-def edge_tests(run: RunRecord) -> dict[tuple[str, str], tuple[float, float | None]]:
-    """Return (family-wise p, q) of each chosen edge between heads, where a run holds tests of pairs.
+# Array of a run -> what a reader is told of a pair, in the order of the table.
+_PER_PAIR = {
+    "pair_p_family": "p over all pairs",
+    "pair_q_values": "q",
+    "pair_spread": SEED_LABELS[0],
+    "pair_consensus": SEED_LABELS[1],
+}
 
-    q is None for pairs that it was not taken over: at least one of the two heads did not pass its own test.
+
+def edge_values(run: RunRecord) -> dict[str, dict[tuple[str, str], float | None]]:
+    """Return what is known of each chosen edge between heads beside its score: tests, agreement of seeds.
+
+    None where an edge has no such number: q is taken over pairs of heads that passed their own test.
     """
-    p, q = run.arrays.get("pair_p_family"), run.arrays.get("pair_q_values")
-    if p is None or q is None:
-        return {}
     index = {f"a{layer}.h{head}": layer * run.circuit.n_heads + head for layer, head in run.circuit.heads}
+    places = {edge: (index[edge[0]], index[edge[1]]) for edge in run.circuit.edges if set(edge) <= index.keys()}
+    known = {label: run.arrays[name] for name, label in _PER_PAIR.items() if name in run.arrays}
     return {
-        (source, target): (float(p[at]), None if np.isnan(q[at]) else float(q[at]))
-        for source, target in run.circuit.edges
-        if source in index and target in index
-        for at in [(index[source], index[target])]
+        label: {edge: None if np.isnan(array[at]) else float(array[at]) for edge, at in places.items()}
+        for label, array in known.items()
     }
 
 
 def edge_notes(run: RunRecord) -> dict[tuple[str, str], str]:
-    """Return, for each chosen edge between heads, its commonest positive-only pairs of codes, as hover text."""
+    """Return hover text for each chosen edge: tests, how seeds agree, its commonest positive-only pairs of codes."""
     sides = _sides(run)
-    if sides is None:
-        return {}
-    codes, clean, corrupt = sides
     names = {f"a{layer}.h{head}": layer * run.circuit.n_heads + head for layer, head in run.circuit.heads}
+    values = edge_values(run)
     notes = {}
-    tests = edge_tests(run)
-    for source, target in run.circuit.edges:
-        if source not in names or target not in names:
+    for edge in run.circuit.edges:
+        if not set(edge) <= names.keys():
             continue
-        first, second = codes[:, names[source]].astype(np.int64), codes[:, names[target]].astype(np.int64)
-        joint = np.where((first >= 0) & (second >= 0), (first << 32) | second, -1)
-        only = positive_only(joint, clean, corrupt)
-        explained = sum(count for _, count in only)
-        share = f" ({explained / clean.sum():.0%} of positives)" if clean.any() else ""
-        lines = [f"<br>overlap: {number(len(only))} pairs of codes in positives only{share}"]
-        lines += [f"codes {pair >> 32} and {pair & 0xFFFFFFFF}: {count} positives" for pair, count in only[:_N_CODES]]
-        if (source, target) in tests:
-            p, q = tests[source, target]
-            lines.append(f"p {number(p)} over all pairs, " + ("q not taken" if q is None else f"q {number(q)}"))
-        notes[source, target] = "<br>".join(lines)
+        lines = [
+            f"{what}: {'not taken' if (value := its[edge]) is None else number(value)}" for what, its in values.items()
+        ]
+        if sides is not None:
+            codes, clean, corrupt = sides
+            first, second = (codes[:, names[end]].astype(np.int64) for end in edge)
+            joint = np.where((first >= 0) & (second >= 0), (first << 32) | second, -1)
+            only = positive_only(joint, clean, corrupt)
+            explained = sum(count for _, count in only)
+            share = f" ({explained / clean.sum():.0%} of positives)" if clean.any() else ""
+            lines.append(f"overlap: {number(len(only))} pairs of codes in positives only{share}")
+            for pair, count in only[:_N_CODES]:
+                lines.append(f"codes {pair >> 32} and {pair & 0xFFFFFFFF}: {count} positives")
+        notes[edge] = "".join(f"<br>{line}" for line in lines)
     return notes

@@ -148,9 +148,9 @@ def circuit_figure(
                 x += [*its_x, None]
                 y += [*its_y, None]
         if x:
-            line = {"color": _EDGE, "width": 0.8 + 1.1 * step}
+            line = {"color": _EDGE, "width": 1 + step}
             data.append(
-                {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": line, "opacity": 0.45 + 0.15 * step}
+                {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": line, "opacity": 0.6 + 0.1 * step}
                 | {"hoverinfo": "skip"}
             )
     if lines:
@@ -180,7 +180,7 @@ def circuit_figure(
             "x": [places[name][0] for name in names],
             "y": [places[name][1] for name in names],
             "text": names,
-            "textposition": _text_positions(places),
+            "textposition": _text_positions({name: places[name] for name in names}),
             "cliponaxis": False,
             "marker": {
                 "size": 20,
@@ -230,7 +230,9 @@ def _text_positions(places: Mapping[str, tuple[float, float]]) -> list[str]:
     found: dict[str, str] = {}
     for name, (x, y) in sorted(places.items(), key=lambda item: item[1]):
         above, below = (x, y - 0.5), (x, y + 0.5)
-        free = [spot for spot in (above, below) if all(spot[1] != v or abs(spot[0] - u) > 1 for u, v in taken)]
+        free = [
+            spot for spot in (above, below) if all(abs(spot[1] - v) > 0.35 or abs(spot[0] - u) > 1 for u, v in taken)
+        ]
         spot = free[0] if free else above
         taken.append(spot)
         found[name] = "top center" if spot == above else "bottom center"
@@ -425,7 +427,7 @@ def seeds_figure(scores_by_seed: Mapping[int, Float[np.ndarray, "n_layers n_head
             "y": row[best].tolist(),
             "marker": {
                 "color": CATEGORIES[i % len(CATEGORIES)],
-                "symbol": symbols[i % len(symbols)],
+                "symbol": symbols[(i + i // len(symbols)) % len(symbols)],
                 "size": 8,
                 "opacity": 0.85,
             },

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headcodes.circuit import parse_head
+from headcodes.circuit import Circuit, parse_head
 from headcodes.files import atomic_write
 from headcodes.report import figures
 from headcodes.report.attention import MOST_TOKENS
-from headcodes.report.codes import edge_notes, edge_tests, node_notes, unique_codes
+from headcodes.report.codes import edge_notes, edge_values, node_notes, unique_codes
 from headcodes.report.records import RunRecord, read_runs, record_of
 
 if TYPE_CHECKING:
@@ -177,7 +177,12 @@ def _title(runs: Sequence[RunRecord]) -> str:
 
 def _label(run: RunRecord) -> str:
     document = run.document
-    return f"{document['model']} · {document['task']} · {document['method']} · seed {document['seed']}"
+    return f"{document['model']} · {document['task']} · {document['method']} · {_drawn(run)}"
+
+
+def _drawn(run: RunRecord) -> str:
+    n_seeds = len(run.document.get("seeds", ()))
+    return f"mean of {n_seeds} seeds" if n_seeds else f"seed {run.document['seed']}"
 
 
 def _row(index: int, run: RunRecord) -> dict[str, Any]:
@@ -193,7 +198,8 @@ def _row(index: int, run: RunRecord) -> dict[str, Any]:
         "negative": document["negative"],
         "method": document["method"],
         "level": document["level"],
-        "seed": document["seed"],
+        "seed": run.seeds,
+        "first_seed": document.get("seeds", [document["seed"]])[0],
         "share_right": check.get("share_right"),
         "top": list(run.circuit.nodes[:_N_TOP_IN_OVERVIEW]),
         "n_nodes": len(run.circuit.nodes),
@@ -268,7 +274,7 @@ def _summary(run: RunRecord) -> dict[str, Any]:
     values = run.head_values
     heads = run.circuit.heads
     unique = unique_codes(run)
-    tests = edge_tests(run)
+    values_of_edges = edge_values(run)
     return {
         "label": _label(run),
         "error": run.error,
@@ -287,8 +293,11 @@ def _summary(run: RunRecord) -> dict[str, Any]:
         ],
         "intervals": {row["head"]: [row["low"], row["high"]] for row in document.get("verification") or []},
         "edges": [
-            [*edge, _finite(run.circuit.edge_scores.get(edge)), *tests.get(edge, ())] for edge in run.circuit.edges
+            [*edge, _finite(run.circuit.edge_scores.get(edge)), *(its.get(edge) for its in values_of_edges.values())]
+            for edge in run.circuit.edges
         ],
+        "edge_columns": list(values_of_edges),
+        "seeds": _seeds_of(run),
         "circuit": figures.circuit_figure(run.circuit, node_notes(run), edge_notes(run)),
         "curves": {kind: figures.curves_figure(curves) for kind, curves in kinds.items()},
         "timings": figures.timings_figure(document["timings_s"]) if document["timings_s"] else None,
@@ -320,6 +329,25 @@ def _absent(run: RunRecord) -> list[tuple[str, str | None]]:
     return found
 
 
+def _seeds_of(run: RunRecord) -> dict[str, Any] | None:
+    """Return every seed's scores of a run of several, and how far the circuits agree that they alone would give."""
+    scores = run.arrays.get("head_scores_by_seed")
+    if scores is None:
+        return None
+    top = max(1, len(run.circuit.heads))
+    chosen = [set(Circuit.from_scores(its, top=top).nodes) for its in scores]
+    return _agreement(dict(zip(run.document["seeds"], scores, strict=True)), chosen)
+
+
+def _agreement(scores: Mapping[int, np.ndarray], chosen: Sequence[set[str]]) -> dict[str, Any]:
+    overlaps = [len(a & b) / max(1, len(a | b)) for i, a in enumerate(chosen) for b in chosen[i + 1 :]]
+    return {
+        "seeds": sorted(scores),
+        "agreement": float(np.mean(overlaps)) if overlaps else 1.0,
+        "figure": figures.seeds_figure(scores),
+    }
+
+
 def _finite(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
 
@@ -335,6 +363,8 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         "task": f"{document['task']} ({document['negative']} negatives)",
         "method": f"{document['method']}, {document['level']} level",
         "seed": document["seed"],
+        "seeds of the method": run.seeds if "seeds" in document else None,
+        "codes": "of the first seed" if "seeds" in document and "codes" in run.arrays else None,
         "false-discovery rate asked for": document.get("fdr"),
         "permutations": document.get("n_permutations"),
         "prompt pairs": document.get("n_prompts", check.get("n_pairs")),
@@ -406,15 +436,7 @@ def _seed_groups(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     for members in groups.values():
         if len(members) < 2:
             continue
-        sets = [set(run.circuit.nodes) for _, run in members.values()]
-        overlaps = [len(a & b) / max(1, len(a | b)) for i, a in enumerate(sets) for b in sets[i + 1 :]]
-        scores: Mapping[int, np.ndarray] = {seed: run.head_values["score"] for seed, (_, run) in members.items()}
-        found.append(
-            {
-                "runs": [index for index, _ in members.values()],
-                "seeds": sorted(members),
-                "agreement": float(np.mean(overlaps)),
-                "figure": figures.seeds_figure(scores),
-            }
-        )
+        scores = {seed: run.head_values["score"] for seed, (_, run) in members.items()}
+        agreement = _agreement(scores, [set(run.circuit.nodes) for _, run in members.values()])
+        found.append({"runs": [index for index, _ in members.values()], **agreement})
     return found

@@ -21,15 +21,18 @@ from headcodes.report.figures import Curve
 if TYPE_CHECKING:
     from headcodes.result import Result
 
+# What a reader is told of several seeds: of heads and of pairs.
+SEED_LABELS = ("spread", "consensus")
 # Name in result.json -> what a reader is told, in the order of the page's menu.
 _PER_HEAD = {
     "head_scores": "score",
     "mention_scores": "mention score",
-    "head_spread": "spread",
-    "head_consensus": "consensus",
     "p_values": "p-value",
     "q_values": "q-value",
+    "head_spread": SEED_LABELS[0],
+    "head_consensus": SEED_LABELS[1],
 }
+_ARRAYS = ("codes", "judged", "pair_p_family", "pair_q_values", "head_scores_by_seed", "pair_spread", "pair_consensus")
 _NUMBER, _TEXT = (int, float), (str,)
 _REQUIRED: dict[str, tuple[type, ...]] = {
     "model": _TEXT,
@@ -57,7 +60,9 @@ class RunRecord:
         circuit: the chosen heads and edges.
         arrays: ``codes`` int32 [n_prompt, n_component] and ``judged`` bool [n_prompt], clean prompts first, as in
             scores.safetensors; ``pair_p_family`` and ``pair_q_values`` [n_component, n_component], where pairs were
-            tested; ``causal_effects``, a number a head, where every head was patched.
+            tested; ``head_scores_by_seed`` [n_seed, n_layers, n_heads], ``pair_spread`` and ``pair_consensus``
+            [n_component, n_component], where several seeds were asked for; ``causal_effects``, a number a head, where
+            every head was patched.
         pairs: the prompts, None where they were not kept.
         attention: attention patterns of chosen heads on example prompts.
         curves: curves against a truth, or over circuit size.
@@ -107,6 +112,13 @@ class RunRecord:
         return *(self.document.get(name) for name in names), *self.document.get("seeds", ())
 
     @property
+    def seeds(self) -> str:
+        """The seeds of the method, as the command line takes them: "3", or "0-9" where scores are means."""
+        seeds = self.document.get("seeds") or [self.document["seed"]]
+        following = len(seeds) > 1 and seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+        return f"{seeds[0]}-{seeds[-1]}" if following else ",".join(map(str, seeds))
+
+    @property
     def command(self) -> str:
         """The command line that repeats the run, quoted for a shell.
 
@@ -130,7 +142,7 @@ class RunRecord:
             if run.get(name) is not None:
                 words += ["--" + name.replace("_", "-"), run[name]]
         if run.get("seeds"):
-            words += ["--seeds", ",".join(map(str, run["seeds"]))]
+            words += ["--seeds", self.seeds]
         if run.get("verification"):
             words += ["--verify", len(run["verification"])]
         return shlex.join(map(str, words))
@@ -141,10 +153,12 @@ def record_of(result: Result, top: int = 20, attention: Sequence[AttentionPatter
     found = {"codes": result.findings.codes, "judged": result.findings.judged}
     if result.pair_tests is not None:
         found |= {"pair_p_family": result.pair_tests.p_family, "pair_q_values": result.pair_tests.q}
+    if result.by_seed is not None:
+        found |= {"head_scores_by_seed": result.by_seed.head_scores, **result.by_seed.agreement(top)}
     return RunRecord(
         document=result.as_json(top),
         circuit=result.circuit(top),
-        arrays={name: array for name, array in found.items() if array is not None},
+        arrays={name: array for name, array in found.items() if array is not None and name in _ARRAYS},
         pairs=result.pairs,
         attention=attention,
         curves=published_curves(result.model, result.pairs.task, result.method, result.head_scores),
@@ -187,7 +201,7 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
 
     scores = folder / "scores.safetensors"
     stored = load_file(scores) if scores.exists() else {}
-    arrays = {name: stored[name] for name in ("codes", "judged", "pair_p_family", "pair_q_values") if name in stored}
+    arrays = {name: stored[name] for name in _ARRAYS if name in stored}
     prompts, judged = folder / "prompts.json", folder / "evaluation.json"
     shape = document["n_layers"], document["n_heads"]
     scores_of_heads = np.array(document["head_scores"], dtype=np.float64).reshape(shape)
@@ -211,9 +225,12 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
         raise ValueError("circuit.json and result.json are of models of different shapes")
     _ = record.head_values  # numbers of the wrong kind or count are found here, not while drawing
     codes = arrays.get("codes")
-    for name in ("pair_p_family", "pair_q_values"):
-        if name in arrays and arrays[name].shape != (n_component, n_component):
-            raise ValueError(f"{name} have shape {arrays[name].shape} for {n_component} heads")
+    for name, array in arrays.items():
+        if name.startswith("pair_") and array.shape != (n_component, n_component):
+            raise ValueError(f"{name} have shape {array.shape} for {n_component} heads")
+    by_seed = arrays.get("head_scores_by_seed")
+    if by_seed is not None and by_seed.shape != (len(document.get("seeds", ())), *shape):
+        raise ValueError(f"scores by seed have shape {by_seed.shape} for {len(document.get('seeds', ()))} seeds")
     if codes is not None and (codes.ndim != 2 or codes.shape[1] != n_component):
         raise ValueError(f"codes have shape {codes.shape} for {n_component} heads")
     if codes is not None and record.pairs is not None and len(codes) != 2 * len(record.pairs):

@@ -93,7 +93,7 @@
     return layout;
   };
   // Keys and buttons do for everybody what a wheel and a mouse do: `stops` are the points that arrow keys visit.
-  const chart = ({ figure, alt, caption, table, stops, choose, wide, zoom, small, name }) => {
+  const chart = ({ figure, alt, caption, table, stops, choose, wide, least, zoom, small, name }) => {
     const plot = make("div", { className: "plot", role: "img", "aria-label": alt });
     const said = make("p", { className: "quiet", role: "status" });
     const tools = make("div", { className: "tools" });
@@ -102,6 +102,9 @@
     const holder = make("div", { className: wide ? "wide" : "" }, plot);
     if (wide) Object.assign(holder, { tabIndex: 0 }).setAttribute("role", "group"), holder.setAttribute("aria-label", `${name}, scrolls sideways`);
     plot.style.height = `${figure.layout.height}px`;
+    // plotly would take every finger for a drag and stop the page from scrolling; of a tap the browser makes a click.
+    plot.addEventListener("touchstart", (event) => event.stopPropagation(), { capture: true, passive: true });
+    if (least) plot.style.minWidth = `${least}px`;
     const state = { plot, draw: () => Plotly.react(plot, figure.data, themed(figure), config) };
     const begin = () => {
       if (charts.has(state) || !plot.isConnected) return;
@@ -222,7 +225,6 @@
   };
   const circuitChart = (run, choose) => {
     const last = run.circuit.data.length - 1;
-    const tested = run.edges.some((edge) => edge.length > 3);
     const strongest = run.edges.length ? `, the strongest from ${run.edges[0][0]} to ${run.edges[0][1]}` : "";
     const stops = run.circuit.data[last].customdata.map((head, i) => {
       const known = run.chosen.find((one) => one.name === head);
@@ -233,12 +235,11 @@
       figure: run.circuit, name: "circuit", wide: true, zoom: true, choose, stops,
       alt: `Layered graph of the circuit: ${run.chosen.length} heads and ${run.edges.length} edges${strongest}.`,
       caption: run.edges.length
-        ? "Data flows from left to right; within a layer heads stand where lines cross least. Wider lines: higher pair scores; their diamonds tell more. Drag to zoom."
+        ? "Data flows from left to right; within a layer heads stand where lines cross least. Wider lines: higher pair scores; their diamonds tell more. A mouse drags to zoom."
         : run.level === "node" ? "Each head stands at its own number. No edges: at node level only heads are scored. Run with --level edge to score pairs of heads."
           : "Each head stands at its own number. No edges: no pair of the chosen heads has a score above 0.",
       table: () => run.edges.length
-        ? table("Edges, strongest first", ["from", "to", "score", ...(tested ? ["p over all pairs", "q"] : [])],
-            run.edges.map((edge) => (tested ? [...edge, null, null].slice(0, 5) : edge)))
+        ? table("Edges, strongest first", ["from", "to", "score", ...run.edge_columns], run.edges)
         : table("Heads", ["head", "score"], run.chosen.map((head) => [head.name, head.values.score])),
     });
   };
@@ -273,7 +274,7 @@
         foreign(text(i), "prompt"), judged && !judged[i] ? make("span", { className: "quiet" }, "trained on, not counted") : null)));
     const bar = (count, most, name) => {
       const element = make("span", { className: `bar ${name}`, "aria-hidden": "true" });
-      element.style.width = `${(80 * count) / most}px`;
+      element.style.setProperty("--share", count / most);
       return element;
     };
     const update = () => {
@@ -346,7 +347,7 @@
       const strongest = z.map((row, i) => row.slice(0, i + 1).map((value, j) => [value, j]).sort((a, b) => b[0] - a[0]).slice(0, 3));
       const lastToken = strongest[n - 1].map(([value, j]) => `${shown(example.tokens[j])} (${percent(value)})`).join(", ");
       place(box, chart({
-        name: "attention pattern", wide: n > 24, small: n <= 24,
+        name: "attention pattern", wide: true, least: 190 + 18 * n, small: n <= 24,
         alt: `Heat map of the attention of ${pickHead.value} over ${n} tokens. The last token looks at ${lastToken}.`,
         caption: "Rows: the token that looks. Columns: the token looked at.",
         figure: {
@@ -419,6 +420,8 @@
     left.append(map);
     if ("q-value" in run.heads) left.append(make("p", { className: "quiet" },
       "p and q say how surely a head's codes differ between the sides. That is not membership in the circuit: a head may differ and matter for nothing."));
+    if (run.seeds) left.append(make("p", { className: "quiet" },
+      `Scores are means over ${run.seeds.seeds.length} seeds. Spread: their standard deviation. Consensus: the share of seeds whose own circuit has the head.`));
     view.append(make("div", { className: "split" }, left, chosenTable(run, link)));
     drawHeads();
 
@@ -428,7 +431,7 @@
     if (detail && detail.codes && Object.keys(detail.codes).length) {
       codesTitle = make("h2", { tabIndex: -1 }, "Codes");
       codes = codeBrowser(run, detail);
-      view.append(codesTitle, make("p", { className: "lead" }, "A head's code on a prompt is its strongest latent. Codes that occur in positives and in no negative make its score."), codes);
+      view.append(codesTitle, make("p", { className: "lead" }, `A head's code on a prompt is its strongest latent${run.seeds ? " (here of the first seed)" : ""}. The published method's score is the number of codes that occur in positives and in no negative.`), codes);
     }
     if (detail && detail.attention && Object.keys(detail.attention[0].patterns).length) {
       attention = attentionBrowser(detail);
@@ -442,7 +445,7 @@
       for (const [kind, figure] of Object.entries(run.curves)) place(grid, chart({
         figure, name: `${kind} curve`, alt: `${kind} curve: ${figure.data.filter((line) => line.name).map((line) => line.name).join("; ")}.`, caption: kind, table: () => curveTable(figure) }));
     }
-    const group = block("seeds").find((one) => one.runs.includes(index));
+    const group = run.seeds || block("seeds").find((one) => one.runs.includes(index));
     if (group) { view.append(make("h2", {}, "Spread over seeds")); place(view, seedsChart(group)); }
     if (run.timings) {
       view.append(make("h2", {}, "Time"));
