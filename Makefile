@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints/cpu.txt)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo setup lint format test test-cpp test-kernels test-real test-gpu test-slow bench bench-gpu bench-compare docs clean
+.PHONY: demo setup lint format test test-cpp test-kernels test-real test-gpu test-slow bench bench-compare bench-quality bench-paper \
+  bench-planted bench-gpu docs clean
 
 demo: setup
 	$(BIN)/headcodes discover --model smollm2-135m --task ioi --level edge
@@ -65,9 +66,27 @@ test-slow: setup
 bench: setup
 	$(PYTEST) bench --benchmark-enable --benchmark-only --benchmark-autosave
 
-# Against the run that `make bench` kept last before this one.
+# Against the run that `make bench` kept last. Files whose tests are red are held back in both (bench/conftest.py).
 bench-compare: setup
+	@test -d .benchmarks || { echo "make bench-compare: no run to compare with; make bench keeps one" >&2; exit 2; }
 	$(PYTEST) bench --benchmark-enable --benchmark-only --benchmark-compare --benchmark-compare-fail=median:25%
+
+# Every method on SmolLM2, in float32: the table of docs/results.md, with its CSV and page. Hours on two cores; stopped
+# and started again it goes on with the cells that are missing. A cell over its budget is a row that says so.
+bench-quality: setup
+	$(BIN)/headcodes bench --suite quality --model smollm2-135m --tasks ioi,greater-than,docstring --seeds 5 \
+	  --budget $(or $(BUDGET),600) --out build/bench-quality
+
+# The published comparison; needs GPT-2 and attn-only-4l from the hub, and ends with status 3 where one is missing.
+bench-paper: setup
+	$(BIN)/headcodes bench --suite paper --seeds 5 --budget $(or $(BUDGET),3600) --out build/bench-paper
+
+# Planted circuits of 48, 480 and 4,800 heads: the truth is known, so every method's ROC needs no patching.
+bench-planted: setup
+	for n in 48 480 4800; do \
+	  $(BIN)/headcodes bench --model planted-ioi-$$n --seeds 1 --n-pairs 8 --no-faithfulness \
+	    --budget $(or $(BUDGET),600) --out build/bench-planted-$$n || exit 1; \
+	done
 
 # Needs a CUDA device; without one it says so and leaves its rows empty.
 bench-gpu: setup
