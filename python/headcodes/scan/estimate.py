@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -91,10 +91,19 @@ def estimate(jobs: Sequence[Job], store: Path | str) -> Estimate:
     return Estimate(
         seconds=seconds,
         measured=n_measured / max(len(jobs), 1),
-        memory_bytes=int(_BASE_BYTES + max((size or 0.0 for size in sizes.values()), default=0.0)),
+        memory_bytes=_worker_bytes(sizes.values()),
         downloads=downloads,
         unknown=tuple(unknown),
     )
+
+
+def worker_bytes(jobs: Sequence[Job]) -> int:
+    """Return the memory of a worker that holds, one after another, the models of these cells; as ``estimate`` does."""
+    return _worker_bytes(_weights_bytes(cell, {}) for cell in {model_of(cell): cell for _, cell in jobs}.values())
+
+
+def _worker_bytes(sizes: Iterable[float | None]) -> int:
+    return int(_BASE_BYTES + max((size or 0.0 for size in sizes), default=0.0))
 
 
 def _measured(store: Path | str) -> dict[tuple[Any, ...], list[dict[str, float]]]:
