@@ -84,7 +84,7 @@ bench-paper: setup
 # Planted circuits of 48, 480 and 4,800 heads: the truth is known, so every method's ROC needs no patching.
 bench-planted: setup
 	for n in 48 480 4800; do \
-	  $(BIN)/headcodes bench --model planted-ioi-$$n --seeds 1 --n-pairs 8 --no-faithfulness \
+	  $(BIN)/headcodes bench --model planted-ioi-$$n --seeds 1 --no-faithfulness \
 	    --budget $(or $(BUDGET),600) --out build/bench-planted-$$n || exit 1; \
 	done
 
