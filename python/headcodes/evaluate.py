@@ -43,7 +43,7 @@ class Evaluation:
         membership: The chosen heads themselves against the truth: precision, recall, f1, tpr_tnr_harmonic.
         components: Heads and MLPs together against a causal truth that holds both: roc_auc, average_precision and
             spearman with |effect|, the truth being as many components of largest |effect| as it has heads, and, where
-            the circuit has chosen MLPs, ``membership`` of its nodes. None where the circuit says nothing of MLPs.
+            the circuit has chosen some of the MLPs, ``membership`` of its nodes. None where it says nothing of MLPs.
         faithfulness: Of the chosen heads (``Faithfulness.as_dict``).
         curve: Over circuit sizes with a random band (``Curve.as_dict``).
         areas: CPR and CMD over shares of the heads (``head_cpr_cmd``).
@@ -155,7 +155,7 @@ def evaluate_circuit(
             hand, or None.
         task: Task id of a published truth; the circuit's own where None.
         components: What the causal truth is made of: "heads" or "heads+mlps". Heads are judged against heads either
-            way; with MLPs, heads and MLPs together too, where the circuit scores every MLP or has chosen any.
+            way; with MLPs, heads and MLPs together too, where the circuit scores every MLP or has chosen among them.
         top: How many heads (of heads and MLPs: components) of largest |effect| a causal truth counts as the circuit.
         n_pairs: How many answered pairs the causal truth and faithfulness use.
         ablation: For faithfulness: "zero", "mean" or "resample".
@@ -219,8 +219,8 @@ def evaluate_circuit(
         notes.append("faithfulness needs the model and prompts")
     return Evaluation(
         circuit={
-            "model": circuit.model,
-            "task": circuit.task,
+            "model": circuit.model or (model.name if model is not None else ""),  # a MIB graph names neither
+            "task": circuit.task or task or "",
             "method": circuit.method,
             "n_heads_in_circuit": len(circuit.heads),
             "n_edges_in_circuit": len(circuit.edges),
@@ -317,7 +317,8 @@ def _ranking(
 def _components(circuit: Circuit, judge: CausalTruth, top: int) -> dict[str, Any] | None:
     """Judge heads and MLPs together, where the truth holds MLPs and the circuit says anything of them."""
     mlps = judge.names[judge.n_layers * judge.n_heads :]
-    chooses = any(name in circuit.nodes for name in mlps)
+    # A graph that keeps every MLP, as ours do where nothing chose among them, says as little as one that names none.
+    chooses = 0 < sum(name in circuit.nodes for name in mlps) < len(mlps)
     scored = bool(mlps) and all(name in circuit.node_scores for name in judge.names)
     if not (mlps and (chooses or scored)):
         return None

@@ -79,11 +79,13 @@ def test_mlps_of_the_truth_are_shown_and_judged_where_the_circuit_knows_any() ->
         metrics.spearman([4, 3, 2, 0.5, 9, 2.5], [2, 0.2, 2.25, 0.1, 5.5, 0.2])
     )
     assert together["membership"] is None
-    chosen = evaluate_circuit(replace(plain, nodes=("a0.h0", "m0", "m1")), truth=truth, top=2).components
+    chosen = evaluate_circuit(replace(plain, nodes=("a0.h0", "a0.h1", "m0")), truth=truth, top=2).components
     assert chosen is not None
     assert chosen["roc_auc"] is None
     assert chosen["membership"] is not None
     assert (chosen["membership"]["precision"], chosen["membership"]["recall"]) == (pytest.approx(1 / 3), 0.5)
+    # To keep all MLPs is no choice.
+    assert evaluate_circuit(replace(plain, nodes=("a0.h0", "m0", "m1")), truth=truth, top=2).components is None
     text = evaluate_circuit(replace(scored, nodes=("a0.h0", "m0")), truth=truth, top=2).as_text()
     assert "heads and MLPs  ROC AUC 0.625" in text
     assert "chosen heads and MLPs  precision 0.500" in text
