@@ -34,7 +34,8 @@ def scan(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
             result = explain(inputs, method, level="node" if method == "mean-diff" else "edge", seed=0)
             result.save(folder / f"{task}-{method}", model=smollm2)
             if task == "ioi":
-                found = evaluate_circuit(result.circuit(), smollm2, tokens, n_pairs=8, n_resamples=100).as_dict()
+                judge = {"n_pairs": 8, "n_resamples": 100, "with_curve": method == "default", "n_random": 2}
+                found = evaluate_circuit(result.circuit(), smollm2, tokens, **judge).as_dict()
                 (folder / f"{task}-{method}" / "evaluation.json").write_text(json.dumps(found), encoding="utf-8")
     write_report([folder], folder / "report.html")
     PICTURES.mkdir(parents=True, exist_ok=True)
@@ -45,9 +46,9 @@ def scan(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "at", "context"),
     [
         ("overview-light", "", {"color_scheme": "light"}),
-        ("run-light", "#run-6", {"color_scheme": "light"}),
-        ("run-dark", "#run-6", {"color_scheme": "dark"}),
-        ("compare-light", "#compare-6-8", {"color_scheme": "light"}),
+        ("run-light", "#run-6", {"color_scheme": "light", "viewport": {"width": 1280, "height": 1590}}),
+        ("run-dark", "#run-6", {"color_scheme": "dark", "viewport": {"width": 1280, "height": 1590}}),
+        ("compare-light", "#compare-6-8", {"color_scheme": "light", "viewport": {"width": 1280, "height": 1640}}),
         ("run-phone", "#run-6", {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}),
     ],
 )
@@ -71,4 +72,4 @@ def test_a_real_scan_reads_well(
         plot.locator("svg.main-svg").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
     page.evaluate("scrollTo(0, 0)")
-    page.screenshot(path=PICTURES / f"{name}.png", full_page="phone" not in name and at != "#run-6")
+    page.screenshot(path=PICTURES / f"{name}.png", full_page=not at)

@@ -219,7 +219,7 @@
     return chart({
       figure: run.heads[what], name: `${what} of heads`, choose, wide: run.shape[0] > 16,
       alt: `Heat map, ${run.shape[0]} layers by ${run.shape[1]} heads: ${what} of every head. ${run.chosen.length} heads are chosen${best ? `, the best are ${best}` : ""}.`,
-      caption: "Framed: the chosen heads. Arrow keys walk through the heads, Enter or a click chooses one.",
+      caption: `Framed: the chosen heads. Arrow keys walk through the heads${choose ? ", Enter or a click chooses one" : ""}.`,
       table: () => headsTable(run, what), stops: headStops(run, what),
     });
   };
