@@ -1,4 +1,4 @@
-"""Claim: a report of 50 runs stays under 15 MB, can be used in under 2 s with the charts on the screen drawn soon after,
+"""Claim: a report of 50 runs stays under 15 MB, can be used in under 2 s with the charts on screen drawn soon after,
 takes less than 500 MB, and is written in seconds. The benchmark's own time is until those charts are drawn."""
 
 from __future__ import annotations
