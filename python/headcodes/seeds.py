@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,25 +18,30 @@ from headcodes.errors import HeadcodesError
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-_SEEDS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_SEEDS = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?(,[0-9]{1,19}(-[0-9]{1,19})?)*")
+_MOST_SEEDS = 100_000  # a range with a digit too many should not fill the memory
 
 
 def parse_seeds(seeds: str | list[int]) -> list[int]:
     """Return the seeds that ``"0-3,7"`` names, in order, each once.
 
     Raises:
-        HeadcodesError: no such list.
+        HeadcodesError: no such list, a range from high to low, or more than 100,000 seeds.
     """
     if not isinstance(seeds, str):
         return list(dict.fromkeys(seeds))
-    found: dict[int, None] = {}
+    ranges: list[range] = []
     if _SEEDS.fullmatch(seeds):
         for part in seeds.split(","):
             first, _, last = part.partition("-")
-            found |= dict.fromkeys(range(int(first), int(last or first) + 1))
-    if not found:
-        raise HeadcodesError("seeds are numbers and ranges", repr(seeds), 'Write "0-9" or "0,3,5-7".')
-    return list(found)
+            ranges.append(range(int(first), int(last or first) + 1))
+    if not ranges or not all(ranges) or sum(its.stop - its.start for its in ranges) > _MOST_SEEDS:
+        raise HeadcodesError(
+            f"seeds are numbers and ranges from low to high, at most {_MOST_SEEDS:,} seeds",
+            repr(seeds[:80]),
+            'Write "0-9" or "0,3,5-7".',
+        )
+    return list(dict.fromkeys(chain.from_iterable(ranges)))
 
 
 def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:

@@ -90,7 +90,9 @@ def test_seeds(text: str | list[int], seeds: list[int]) -> None:
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "1-", "3-1", "-1", "1,,2"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "1-", "3-1", "0,3-1", "-1", "1,,2", "0-99999999999", "0,1-" + "9" * 19, "9" * 5000]
+)
 def test_no_seeds(text: str) -> None:
     with pytest.raises(HeadcodesError, match="seeds are numbers"):
         parse_seeds(text)
