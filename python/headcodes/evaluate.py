@@ -20,6 +20,8 @@ from headcodes.reads import edge_names
 from headcodes.truths import GroundTruth
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from headcodes.models import Model
     from headcodes.prompts import TokenPairs
 
@@ -97,11 +99,12 @@ class Evaluation:
         if self.components:
             both = self.components
             if both["roc_auc"] is not None:
-                lines += [
+                lines.append(
                     f"  heads and MLPs  ROC AUC {both['roc_auc']:.3f}"
-                    f"  average precision {both['average_precision']:.3f}",
-                    f"    rank correlation with |effect| {both['spearman']:.3f}",
-                ]
+                    f"  average precision {both['average_precision']:.3f}"
+                )
+            if both["spearman"] is not None:
+                lines.append(f"    rank correlation with |effect| {both['spearman']:.3f}")
             if both["membership"] is not None:
                 found = both["membership"]
                 lines.append(
@@ -193,9 +196,7 @@ def evaluate_circuit(
             )
         about = _about(judge, labels)
         ranking = _ranking(circuit, judge, labels, top, n_resamples, seed) if scored else None
-        taken = circuit.head_mask
-        hits = int((taken & labels).sum())
-        membership = vars(metrics.AtCut.of(int(taken.sum()), hits, int(labels.sum()), labels.size))
+        membership = _membership(circuit.head_mask, labels)
         if isinstance(judge, CausalTruth):
             together = _components(circuit, judge, top)
         if isinstance(judge, GroundTruth) and model is not None and circuit.model != judge.model:
@@ -248,7 +249,7 @@ def _truth(
 ) -> GroundTruth | CausalTruth | None:
     if components != "heads" and truth != "causal":
         raise HeadcodesError(
-            "only the causal truth can be made of MLPs too", f"{components} and a truth at hand", "Ask for one of them."
+            "only the causal truth can be made of MLPs too", f"{components} with another truth", "Ask for one of them."
         )
     if not isinstance(truth, str):
         return truth
@@ -303,7 +304,7 @@ def _ranking(
         "intervals": None,
     }
     if isinstance(judge, CausalTruth):
-        found["spearman"] = metrics.spearman(scores, judge.head_effects)
+        found["spearman"] = _correlation(scores, judge.head_effects)
         effects = judge.per_pair_head_effects
         found["intervals"] = {
             name: metrics.against_effects(metric, scores, effects, top, n_resamples=n_resamples, seed=seed).as_dict()
@@ -328,12 +329,21 @@ def _components(circuit: Circuit, judge: CausalTruth, top: int) -> dict[str, Any
         scores = [circuit.node_scores[name] for name in judge.names]
         found["roc_auc"] = metrics.roc_auc(scores, labels)
         found["average_precision"] = metrics.average_precision(scores, labels)
-        found["spearman"] = metrics.spearman(scores, judge.mean_effects)
+        found["spearman"] = _correlation(scores, judge.mean_effects)
     if chooses:
-        taken = np.array([name in circuit.nodes for name in judge.names])
-        hits = int((taken & labels).sum())
-        found["membership"] = vars(metrics.AtCut.of(int(taken.sum()), hits, int(labels.sum()), labels.size))
+        found["membership"] = _membership(np.array([name in circuit.nodes for name in judge.names]), labels)
     return found
+
+
+def _membership(taken: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> dict[str, Any]:
+    hits = int((taken & labels).sum())
+    return vars(metrics.AtCut.of(int(taken.sum()), hits, int(labels.sum()), labels.size))
+
+
+def _correlation(scores: ArrayLike, effects: ArrayLike) -> float | None:
+    """``metrics.spearman``, None where either is constant."""
+    value = metrics.spearman(scores, effects)
+    return None if np.isnan(value) else value
 
 
 def _edges(circuit: Circuit, model: Model) -> Edges:
@@ -433,8 +443,7 @@ def diff(a: Circuit, b: Circuit) -> Difference:
     if len(shared) >= 3:
         # |score| on both sides: what orders a ranking.
         x = np.abs([a.node_scores[name] for name in shared])
-        value = metrics.spearman(x, [b.node_scores[name] for name in shared])
-        correlation = None if np.isnan(value) else value
+        correlation = _correlation(x, [b.node_scores[name] for name in shared])
     nodes_a, nodes_b, edges_a, edges_b = set(a.nodes), set(b.nodes), set(a.edges), set(b.edges)
     return Difference(
         nodes_both=[name for name in a.nodes if name in nodes_b],

@@ -53,6 +53,17 @@ def test_against_a_causal_truth() -> None:
     assert "ROC AUC 0.750" in found.as_text()
 
 
+def test_scores_that_are_all_alike_rank_nothing_and_are_still_json() -> None:
+    truth = replace(made_truth(), effects=np.ones((2, 5)), names=[*made_truth().names, "m0"])
+    flat = Circuit(n_layers=2, n_heads=2, nodes=("a0.h0",), node_scores=dict.fromkeys(truth.names, 1.0))
+    found = evaluate_circuit(flat, truth=truth, top=2)
+    assert found.ranking is not None
+    assert found.components is not None
+    assert (found.ranking["spearman"], found.components["spearman"]) == (None, None)
+    json.dumps(found.as_dict(), allow_nan=False)
+    assert "rank correlation" not in found.as_text()
+
+
 def test_mlps_of_the_truth_are_shown_and_judged_where_the_circuit_knows_any() -> None:
     heads = made_truth()
     mlps = np.array([[5.0, -0.4], [6.0, 0.0]])
