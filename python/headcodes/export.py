@@ -387,7 +387,7 @@ def _read_edges(circuit: Path, name: str) -> Edges:
         sources, destinations = names["edge_sources"].split(), names["edge_destinations"].split()
         if scores.shape != (len(sources), len(destinations)):
             raise ValueError(f"{scores.shape} scores of {len(sources)} x {len(destinations)} edges")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise HeadcodesError(
             "the file of edge scores that the circuit names lies beside it",
             f"{name!r} beside {circuit}: {error}",

@@ -195,7 +195,9 @@ def test_a_saved_runs_own_edge_scores_reach_mib(tiny_model: Any, tmp_path: Path,
 
 
 def test_edge_scores_that_a_circuit_names_must_be_there(tmp_path: Path) -> None:
+    import torch
     from safetensors.numpy import save_file
+    from safetensors.torch import save_file as save_torch
 
     path = tmp_path / "circuit.json"
     head_circuit(edge_scores_file="scores.safetensors").to_json(path)
@@ -207,6 +209,9 @@ def test_edge_scores_that_a_circuit_names_must_be_there(tmp_path: Path) -> None:
         export.load_circuit(path)
     save_file({"edge_scores": np.ones((2, 2))}, tmp_path / "scores.safetensors", names)
     with pytest.raises(HeadcodesError, match="1 x 2 edges"):
+        export.load_circuit(path)
+    save_torch({"edge_scores": torch.ones(1, 2, dtype=torch.bfloat16)}, tmp_path / "scores.safetensors", names)
+    with pytest.raises(HeadcodesError, match="bfloat16"):  # numpy has no such type
         export.load_circuit(path)
     save_file({"edge_scores": np.array([[np.nan, 2.0]])}, tmp_path / "scores.safetensors", names)
     assert export.load_circuit(path).edge_scores["input", "logits"] == 2
