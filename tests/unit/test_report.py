@@ -368,6 +368,15 @@ def test_several_seeds_show_spread_and_consensus_of_heads_and_pairs(tmp_path: Pa
     save_file(stored | {"head_scores_by_seed": heads[:2]}, tmp_path / "scores.safetensors")
     with pytest.raises(HeadcodesError, match="scores by seed have shape"):
         read_folder(tmp_path)
+    save_file(stored | {"head_scores_by_seed": np.full_like(heads, np.inf)}, tmp_path / "scores.safetensors")
+    with pytest.raises(HeadcodesError, match="finite"):
+        read_folder(tmp_path)
+    save_file(stored, tmp_path / "scores.safetensors")
+    document = json.loads((tmp_path / "result.json").read_text())
+    for wrong in ([], ["4", "5", "6"], [4, 5, 5], 3, None):
+        (tmp_path / "result.json").write_text(json.dumps(document | {"seeds": wrong}))
+        with pytest.raises(HeadcodesError, match="seeds are whole numbers"):
+            read_folder(tmp_path)
 
 
 def test_what_is_not_on_the_page_is_said_with_how_to_get_it() -> None:

@@ -84,7 +84,7 @@ def edge_values(run: RunRecord) -> dict[str, dict[tuple[str, str], float | None]
     places = {edge: (index[edge[0]], index[edge[1]]) for edge in run.circuit.edges if set(edge) <= index.keys()}
     known = {label: run.arrays[name] for name, label in _PER_PAIR.items() if name in run.arrays}
     return {
-        label: {edge: None if np.isnan(array[at]) else float(array[at]) for edge, at in places.items()}
+        label: {edge: float(array[at]) if np.isfinite(array[at]) else None for edge, at in places.items()}
         for label, array in known.items()
     }
 

@@ -203,12 +203,8 @@ def _draw_scatter(drawn: Any, axes: Any, trace: figures.Figure) -> None:
     if "text" in trace:
         from matplotlib.patheffects import withStroke
 
+        outline = [withStroke(linewidth=2, foreground="white")]  # lines pass behind names
         for text, left, up, where in zip(trace["text"], x, y, trace["textposition"], strict=True):
             shift = (0, 9) if where.startswith("top") else (0, -15)
-            axes.annotate(
-                *(text, (left, up), shift),
-                textcoords="offset points",
-                ha="center",
-                fontsize="x-small",
-                path_effects=[withStroke(linewidth=2, foreground="white")],  # lines pass behind names
-            )
+            look = {"ha": "center", "fontsize": "x-small", "path_effects": outline}
+            axes.annotate(text, (left, up), shift, textcoords="offset points", **look)

@@ -17,6 +17,7 @@ from headcodes.prompts import PromptPairs
 from headcodes.report.attention import AttentionPattern, load_attention
 from headcodes.report.curves import curves_of_evaluation, published_curves
 from headcodes.report.figures import Curve
+from headcodes.seeds import check_seeds
 
 if TYPE_CHECKING:
     from headcodes.result import Result
@@ -138,9 +139,7 @@ class RunRecord:
         else:
             words += ["--prompts", "prompts.json"]
         words += ["--method", run["method"], "--level", run["level"]]
-        for name in ("n_train", "positions", "seed", "dtype", "threads", "bos", "fdr"):
-            if run.get(name) is not None:
-                words += ["--" + name.replace("_", "-"), run[name]]
+        words += _options(run, "n_train", "positions", "seed", "dtype", "threads", "bos", "fdr")
         if run.get("seeds"):
             words += ["--seeds", self.seeds]
         if run.get("verification"):
@@ -228,9 +227,12 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
     for name, array in arrays.items():
         if name.startswith("pair_") and array.shape != (n_component, n_component):
             raise ValueError(f"{name} have shape {array.shape} for {n_component} heads")
+    n_seeds = len(check_seeds(document["seeds"])) if "seeds" in document else 0
     by_seed = arrays.get("head_scores_by_seed")
-    if by_seed is not None and by_seed.shape != (len(document.get("seeds", ())), *shape):
-        raise ValueError(f"scores by seed have shape {by_seed.shape} for {len(document.get('seeds', ()))} seeds")
+    if by_seed is not None and by_seed.shape != (n_seeds, *shape):
+        raise ValueError(f"scores by seed have shape {by_seed.shape} for {n_seeds} seeds")
+    if by_seed is not None and not np.isfinite(by_seed).all():
+        raise ValueError("not every score by seed is a finite number")
     if codes is not None and (codes.ndim != 2 or codes.shape[1] != n_component):
         raise ValueError(f"codes have shape {codes.shape} for {n_component} heads")
     if codes is not None and record.pairs is not None and len(codes) != 2 * len(record.pairs):
@@ -302,19 +304,15 @@ def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
 
 _FROM_ROW = (
     *("model", "revision", "task", "method", "seed", "level", "n_prompts", "prompt_seed", "n_train", "positions"),
-    *(
-        "bos",
-        "bos_added",
-        "dtype",
-        "device",
-        "threads",
-        "backend",
-        "n_layers",
-        "n_heads",
-        "mention_scores",
-        "dead_share",
-    ),
+    *("bos", "bos_added", "dtype", "device", "threads", "backend"),
+    *("n_layers", "n_heads", "mention_scores", "dead_share"),
 )
+
+
+def _options(settings: Mapping[str, Any], *names: str) -> list[Any]:
+    """Return the settings that have a value as words of a command line."""
+    given = [name for name in names if settings.get(name) is not None]
+    return [word for name in given for word in ("--" + name.replace("_", "-"), settings[name])]
 
 
 def _scan_command(row: Mapping[str, Any]) -> str:
@@ -322,57 +320,32 @@ def _scan_command(row: Mapping[str, Any]) -> str:
     model = row["model"] if row["revision"] is None else f"{row['model']}@{row['revision']}"
     # A cell that failed early, and one of a prompt file, names no negative.
     task = row["task"] if row["prompts"] or not row["negative"] else f"{row['task']}:{row['negative']}"
-    words = [
-        "headcodes",
-        "scan",
-        "--models",
-        model,
-        "--tasks",
-        task,
-        "--methods",
-        row["method"],
-        "--seeds",
-        row["seed"],
-    ]
-    for name in ("level", "n_prompts", "prompt_seed", "n_train", "positions", "bos", "device", "dtype", "threads"):
-        if row[name] is not None:
-            words += ["--" + name.replace("_", "-"), row[name]]
+    lists = {"models": model, "tasks": task, "methods": row["method"], "seeds": row["seed"]}
+    words = ["headcodes", "scan", *_options(lists, *lists)]
+    words += _options(
+        row, "level", "n_prompts", "prompt_seed", "n_train", "positions", "bos", "device", "dtype", "threads"
+    )
     return shlex.join(map(str, [*words, "--store", "store"]))
 
 
 def _page_command(row: Mapping[str, Any]) -> str:
     """Return what makes this cell again with its prompts and attention: a command line, or Python where none can."""
-    device, dtype, threads = row["device"], row["dtype"], row["threads"]
     if row["prompts"] or row["seed"] == row["prompt_seed"]:
-        words = ["headcodes", "discover", "--model", row["model"]]
-        words += [] if row["revision"] is None else ["--revision", row["revision"]]
-        words += ["--prompts" if row["prompts"] else "--task", row["task"]]
-        words += ["--negative", row["negative"]] if row["negative"] and not row["prompts"] else []
-        for name in (
-            "method",
-            "level",
-            "n_prompts",
-            "n_train",
-            "positions",
-            "seed",
-            "bos",
-            "device",
-            "dtype",
-            "threads",
-        ):
-            if row[name] is not None and not (name == "n_prompts" and row["prompts"]):
-                words += ["--" + name.replace("_", "-"), row[name]]
+        words = ["headcodes", "discover", *_options(row, "model", "revision")]
+        if row["prompts"]:
+            words += ["--prompts", row["task"]]
+        else:
+            words += _options({**row, "negative": row["negative"] or None}, "task", "negative", "n_prompts")
+        words += _options(row, "method", "level", "n_train", "positions", "seed", "bos", "device", "dtype", "threads")
         return shlex.join(map(str, [*words, "--out", "cell"]))
     # `discover --seed` is of prompts and method at once; a scan keeps the two apart.
     build = {"n": row["n_prompts"], "seed": row["prompt_seed"], "negative": row["negative"]}
-    run = {name: row[name] for name in ("method", "level", "seed", "n_train", "positions", "bos")} | {
-        "threads": threads
-    }
+    run = {name: row[name] for name in ("method", "level", "seed", "n_train", "positions", "bos", "threads")}
 
     def written(values: Mapping[str, Any]) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not None)
 
-    load = written({"revision": row["revision"], "device": device, "dtype": dtype})
+    load = written({name: row[name] for name in ("revision", "device", "dtype")})
     return "\n".join(
         [
             "import headcodes",
