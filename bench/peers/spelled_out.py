@@ -11,7 +11,7 @@ from headcodes.models import Model
 
 
 class SpelledOut:
-    """A model of some families written out part by part, one prompt at a time, so that any edge can be cut."""
+    """A model, and the family that says what its parts are called."""
 
     def __init__(self, model: Model, family: str) -> None:
         self.model, self.family = model, family
