@@ -239,6 +239,27 @@ def test_a_damaged_folder_is_named(tmp_path: Path, file: str, content: str | Non
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"revision": ["main"]},
+        {"positions": {}},
+        {"n_prompts": "many"},
+        {"bos_added": 1},
+        {"dead_share": "half"},
+        {"task_check": {"share_right": float("nan")}},
+        {"timings_s": {"total": 10**400}},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_fields_of_the_wrong_kind_are_named(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    result().save(tmp_path)
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(HeadcodesError, match=f"'{next(iter(wrong))}' of"):
+        read_folder(tmp_path)
+
+
 def test_no_runs_make_no_report(tmp_path: Path) -> None:
     with pytest.raises(HeadcodesError, match="at least one run"):
         write_report([], tmp_path / "report.html")

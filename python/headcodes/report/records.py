@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,16 @@ _REQUIRED: dict[str, tuple[type, ...]] = {
     "task_check": (dict,),
     "timings_s": (dict,),
     "versions": (dict,),
+}
+# Each of these may be missing, or null.
+_OPTIONAL: dict[str, tuple[type, ...]] = {
+    "revision": _TEXT,
+    "dtype": _TEXT,
+    "positions": _TEXT,
+    "bos_added": (bool,),
+    "n_prompts": (int,),
+    "n_train": (int,),
+    "dead_share": _NUMBER,
 }
 
 
@@ -359,17 +370,19 @@ def _page_command(row: Mapping[str, Any]) -> str:
 def _check(document: Any, path: Path) -> None:
     if not isinstance(document, dict):
         raise HeadcodesError(f"{path} holds a JSON object", type(document).__name__, "Write the run again.")
-    for name, kinds in _REQUIRED.items():
-        if not isinstance(document.get(name), kinds) or isinstance(document.get(name), bool):
+    for name, kinds in (_REQUIRED | _OPTIONAL).items():
+        value = document.get(name)
+        if value is None and name in _OPTIONAL:
+            continue
+        # bool is an int to Python, never to a reader of the file.
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             kind = " or ".join(kind.__name__ for kind in kinds)
-            raise HeadcodesError(
-                f"'{name}' of {path} is a {kind}", repr(document.get(name))[:80], "Write the run again."
-            )
+            raise HeadcodesError(f"'{name}' of {path} is a {kind}", repr(value)[:80], "Write the run again.")
     for name in ("task_check", "timings_s"):
         for key, value in document[name].items():
-            if not isinstance(value, _NUMBER):
+            if not isinstance(value, _NUMBER) or not abs(value) <= sys.float_info.max:
                 raise HeadcodesError(
-                    f"'{name}' of {path} holds numbers", f"{key}: {value!r}"[:80], "Write the run again."
+                    f"'{name}' of {path} holds finite numbers", f"{key}: {value!r}"[:80], "Write the run again."
                 )
 
 
