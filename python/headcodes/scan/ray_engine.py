@@ -105,22 +105,23 @@ def _on_cluster(
                     raise HeadcodesError(
                         "workers start on the cluster", reason, "Install the same headcodes on every machine."
                     ) from error
-                if job[0] not in deaths:
+                if job[0] in deaths:
+                    outcome = failed(*job, f"its worker died, twice ({type(error).__name__}: {reason})"), {}
+                else:
                     deaths.add(job[0])
                     interrupted[number] = job
-                    waiting[actors[number].ready.remote()] = number, None
-                    continue
-                outcome = failed(*job, f"its worker died, twice ({type(error).__name__}: {reason})"), {}
-            following = interrupted.pop(number, None) or queue.take(number)
-            if following is not None:
-                started(following[1])
-                # Ray would try again on an actor that it does not yet know to be lost, and count that as a death.
-                do = actors[number].do.options(max_task_retries=0)
-                waiting[do.remote(*following, queue.ahead(following[1]))] = number, following
+                waiting[actors[number].ready.remote()] = number, None
             else:
-                # An actor whose machine was lost may have a cell to do and wait for this one's room.
-                ray.kill(actors.pop(number))
-            if job is not None:
+                following = interrupted.pop(number, None) or queue.take(number)
+                if following is not None:
+                    started(following[1])
+                    # Ray itself would try again on an actor that it does not yet know to be lost, and lose the try.
+                    do = actors[number].do.options(max_task_retries=0)
+                    waiting[do.remote(*following, queue.ahead(following[1]))] = number, following
+                else:
+                    # An actor whose machine was lost may have a cell to do and wait for this one's room.
+                    ray.kill(actors.pop(number))
+            if outcome is not None:
                 n_left -= 1
                 yield outcome
     finally:
