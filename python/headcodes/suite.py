@@ -72,15 +72,14 @@ class Row:
         note: why, where it is not "ok", or has no areas.
         auc, ap: ROC AUC and average precision of the head scores against ``truth``.
         mention_auc: of the mention scores, the published "edge level". pair_auc: of the pair scores, where the truth
-        knows
-            pairs.
+            knows pairs.
         cpr, cmd: at node level over shares of the heads (``faithfulness.head_cpr_cmd``), at edge level over shares of
             the edges (``faithfulness.edge_cpr_cmd``), where the method scores edges and the model lets them be cut.
         seconds: from tokens to scores, the model loaded; ``peak_bytes`` beside what was held before, where the system
-        says.
+            says.
         truth: name of what it was judged against.
         labels: [n_layers, n_heads], which heads are in the truth. scores: likewise, one a head. sizes, faithfulness:
-        of the curve, where one was made.
+            of the curve, where one was made.
     """
 
     model: str
