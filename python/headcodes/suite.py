@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,6 +34,7 @@ from headcodes.files import atomic_write, checksum
 from headcodes.methods.inputs import Inputs
 from headcodes.patching import causal_truth
 from headcodes.prompts import TokenPairs, tokenize
+from headcodes.scan.plan import code_checksum
 
 if TYPE_CHECKING:
     from headcodes.methods import Level
@@ -272,8 +273,9 @@ def run_quality(
 ) -> list[Row]:
     """Work out every cell that ``out`` does not hold yet, and return all of them.
 
-    Writes ``cells/*.json`` as they come, then ``results.csv``, ``results.json`` and ``page.html``. A cell that was
-    over budget or failed is tried again when the budget is larger, or by removing its file.
+    Writes ``cells/*.json`` as they come, then ``results.csv``, ``results.json`` and ``page.html``. Cells of other code,
+    another model or other settings are other cells. One that was over budget or failed is tried again when the budget
+    is larger, or by removing its file. What was over budget with one seed is not tried with the next ones.
 
     Args:
         report: called with every row as soon as it is known.
@@ -288,16 +290,18 @@ def run_quality(
     rows: list[Row] = []
     for task in task_ids:
         judged: Judge | None = None
+        too_dear: dict[str, Row] = {}
         for seed in seeds:
             for method in method_ids:
-                key = [SCHEMA, model.checksum, str(model.dtype), task, method, level, seed, n_pairs, truth_pairs, top]
-                key += [with_faithfulness]
-                if level == "edge":
-                    key += ["areas over edges"]  # once they were over heads
+                key = [code_checksum(), model.checksum, str(model.dtype), task, method, level, seed, n_pairs]
+                key += [truth_pairs, top, with_faithfulness]
                 name = f"{task}-{method}-{level}-{seed}-{checksum(json.dumps(key).encode())[:8]}.json"
                 path = out / "cells" / name
                 row = _read_cell(path, budget_s)
-                if row is None:
+                if row is None and method in too_dear:
+                    before = too_dear[method]
+                    row = replace(before, seed=seed, note=f"{before.note} with seed {before.seed}, so not tried")
+                elif row is None:
                     judged = judged or judge(model, task, top=top, n_pairs=truth_pairs)
                     row = run_cell(
                         model,
@@ -313,6 +317,8 @@ def run_quality(
                     with atomic_write(path) as temporary:
                         kept = {"schema": SCHEMA, "kind": "bench-cell", "budget_s": budget_s, **asdict(row)}
                         temporary.write_text(json.dumps(kept), encoding="utf-8")
+                if row.status == "over budget":
+                    too_dear.setdefault(method, row)
                 rows.append(row)
                 report(row)
     write(rows, out)

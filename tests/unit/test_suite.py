@@ -15,6 +15,7 @@ from headcodes import methods, metrics, planted, suite, tasks
 from headcodes.errors import HeadcodesError
 from headcodes.methods.inputs import Findings, Inputs
 from headcodes.models import load_model
+from headcodes.scan.plan import code_checksum
 
 QUICK = ["random", "mean-diff", "eap"]
 
@@ -102,6 +103,14 @@ def test_a_stopped_suite_goes_on_and_budgets_can_grow(
     assert "over budget: more than 0.3 s" in suite.table(rows)
     assert quality(model, tmp_path, method_ids=names, seeds=[0], budget_s=0.3) == rows
     assert calls == names
+    two = quality(model, tmp_path, method_ids=["mean-diff"], seeds=[0, 1], budget_s=0.3)
+    assert (two[0], two[1].seed, two[1].status) == (rows[1], 1, "over budget")
+    assert two[1].note == "more than 0.3 s with seed 0, so not tried"
+    assert calls == names
+    monkeypatch.setattr(suite, "code_checksum", lambda: "other code")
+    assert [row.status for row in quality(model, tmp_path, method_ids=["random"], seeds=[0])] == ["ok"]
+    assert calls == [*names, "random"]
+    monkeypatch.setattr(suite, "code_checksum", code_checksum)
     monkeypatch.setattr(methods.Method, "find", find)
     again = quality(model, tmp_path, method_ids=names, seeds=[0], budget_s=60)
     assert [row.status for row in again] == ["ok", "ok", "failed"]
