@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim.adam import adam
 
 from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write
@@ -262,7 +263,9 @@ class _Problem:
         self.x_low = x.to(config.dtype) if x.dtype == torch.float32 else x
         self.x_sum = x.sum(1)
         self.x_square = x.square().sum((1, 2), dtype=torch.float64).to(x.dtype)
-        self.grads = [torch.zeros_like(p) for p in (self.W, self.b_enc, self.b_dec)]
+        self.parameters = [self.W, self.b_enc, self.b_dec]
+        self.grads, *self.moments = ([torch.zeros_like(p) for p in self.parameters] for _ in range(3))
+        self.n_steps = [torch.zeros((), device=x.device) for _ in self.parameters]
         self.mse_scale = 2 / (self.n_rows * d_in)
         self.l1_scale = config.l1 / self.n_rows
         self.decoder_axis = -2 if config.decoder_norm == "rows" else -1
@@ -281,12 +284,7 @@ class _Problem:
         A problem whose loss stands still is over with the weights of that epoch, as if it were alone, though it is
         worked on until the last one stands still too.
         """
-        on_gpu = self.W.is_cuda
-        parameters = [self.W, self.b_enc, self.b_dec]
-        for parameter, grad in zip(parameters, self.grads, strict=True):
-            parameter.grad = grad
-        adam = torch.optim.Adam(parameters, lr=self.config.lr, fused=True, capturable=on_gpu)
-        step = _Replayed(lambda: self.step(adam)) if on_gpu else lambda: self.step(adam)
+        step = _Replayed(self.step) if self.W.is_cuda else self.step
         losses = torch.empty(self.config.n_epochs, len(self.W), device=self.W.device)
         results: dict[int, TrainResult] = {}
         n_run = 0
@@ -303,13 +301,30 @@ class _Problem:
                     results[s] = TrainResult(self.autoencoder(s), losses[:n_run, s].cpu().clone())
         return [results[s] for s in range(len(self.W))]
 
-    def step(self, adam: torch.optim.Adam) -> Tensor:
+    def step(self) -> Tensor:
         """Run one epoch; return the loss before it, ``[S]``."""
         self.normalise(self.W)
         sparse = len(self.W) == 1 and self.active_share < _SPARSE_BELOW
         loss = self.sparse_gradients() if sparse else self.gradients()
         self.project()
-        adam.step()
+        # The function behind torch.optim.Adam: the class imports torch's compiler, which takes longer than a small
+        # training.
+        adam(
+            self.parameters,
+            self.grads,
+            self.moments[0],
+            self.moments[1],
+            [],
+            self.n_steps,
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.config.lr,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
         return loss
 
     def normalise(self, W: Tensor) -> None:
