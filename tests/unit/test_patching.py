@@ -270,6 +270,20 @@ def test_verify_is_the_truth_of_a_few_heads(tiny_model: Any) -> None:
             verify(model, tokens, bad)
 
 
+def test_a_verification_asks_only_for_what_is_not_known(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    tokens = answered(model, token_pairs(n=10))
+    asked = verify(model, tokens, [(0, 1), (2, 0)], pairs=4)
+    _, clean, corrupt, _, _ = patching.answered(model, tokens, None)
+    clean[1] = -1.0  # were it so, the pair would be passed over
+    monkeypatch.setattr(patching, "capture", lambda *_args, **_named: pytest.fail("the model was asked"))
+    told = verify(model, tokens, [(0, 1), (2, 0)], pairs=4, known=(clean, corrupt))
+    assert (told.n_answered, told.n_given) == (4, 5)
+    np.testing.assert_array_equal(told.clean_ld, clean[[0, 2, 3, 4]])
+    np.testing.assert_array_equal(told.corrupt_ld, corrupt[[0, 2, 3, 4]])
+    np.testing.assert_allclose(told.effects[[0, 1, 2]], asked.effects[[0, 2, 3]], **CLOSE)
+
+
 def test_confirmed_heads_have_an_interval_off_zero_and_some_size() -> None:
     found = patching.Verification(
         heads=[(0, 0), (0, 1), (0, 2), (0, 3)],

@@ -14,7 +14,7 @@ import torch
 
 from headcodes.activations import HeadActivations, capture
 from headcodes.errors import HeadcodesError
-from headcodes.task_check import TaskCheck, check_task
+from headcodes.task_check import TaskCheck, check_task, logit_differences
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int32
@@ -91,6 +91,12 @@ class Inputs:
     def activations(self) -> HeadActivations:
         """Head activations of all clean prompts, then all corrupted ones: z [2 * n_pairs, n_component, d_head]."""
         return self._captured[0]
+
+    @cached_property
+    def logit_differences(self) -> tuple[Float[np.ndarray, " n_pairs"], Float[np.ndarray, " n_pairs"]]:
+        """Right answers' logits less wrong ones', of all clean and of all corrupted prompts."""
+        logits, n_pairs = self._captured[1], len(self.tokens)
+        return logit_differences(self.tokens, logits[:n_pairs]), logit_differences(self.tokens, logits[n_pairs:])
 
     @cached_property
     def task_check(self) -> TaskCheck:
