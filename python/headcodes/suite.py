@@ -230,9 +230,7 @@ def run_cell(
         if findings.pair_scores is not None and judged.pair_labels is not None:
             found["pair_auc"] = metrics.pair_auc(findings.pair_scores, judged.pair_labels, model.n_heads)
         if with_faithfulness and judged.tokens is not None and judged.tokens.equal_lengths:
-            line = curve(model, judged.tokens, scores, n_random=0)
-            found |= {"sizes": line.sizes, "faithfulness": line.faithfulness}
-            found |= _areas(model, judged.tokens, findings, level)
+            found |= _faithfulness(model, judged.tokens, findings, level)
         return Row(**about, status="ok", **found)
     except BudgetExceeded:
         return Row(**about, status="over budget", note=f"more than {budget_s:g} s")
@@ -242,18 +240,23 @@ def run_cell(
         return Row(**about, status="failed", note=f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-def _areas(model: Model, tokens: TokenPairs, findings: Findings, level: Level) -> dict[str, Any]:
-    """Return CPR and CMD; at edge level nothing where there are no edges to take, or a note where none can be cut."""
-    if level == "node":
-        areas = head_cpr_cmd(model, tokens, findings.head_scores if findings.signed is None else findings.signed)
-    elif findings.edges is None:
-        return {}
-    else:
-        try:
+def _faithfulness(model: Model, tokens: TokenPairs, findings: Findings, level: Level) -> dict[str, Any]:
+    """Return the curve, CPR and CMD (at edge level where the method has edges); a note for what cannot be made."""
+    found: dict[str, Any] = {}
+    scores = findings.head_scores
+    try:
+        line = curve(model, tokens, scores, n_random=0)
+        found |= {"sizes": line.sizes, "faithfulness": line.faithfulness}
+        if level == "node":
+            areas = head_cpr_cmd(model, tokens, scores if findings.signed is None else findings.signed)
+        elif findings.edges is not None:
             areas = edge_cpr_cmd(model, tokens, findings.edges)
-        except HeadcodesError as error:
-            return {"note": f"no CPR and CMD: {error}"}
-    return {"cpr": areas["cpr"], "cmd": areas["cmd"]}
+        else:
+            return found
+        found |= {"cpr": areas["cpr"], "cmd": areas["cmd"]}
+    except HeadcodesError as error:
+        found["note"] = f"no CPR and CMD: {error}"
+    return found
 
 
 def run_quality(

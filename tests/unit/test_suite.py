@@ -131,6 +131,20 @@ def test_what_a_method_cannot_do_is_a_row(model: Any, tmp_path: Path) -> None:
         quality(model, tmp_path, task_ids=["induction"])
 
 
+def test_scores_stand_where_faithfulness_cannot_be_made(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: Any, **_named: Any) -> None:
+        raise HeadcodesError("heads matter", "none", "Choose others.")
+
+    monkeypatch.setattr(suite, "head_cpr_cmd", refuse)
+    (row,) = quality(model, tmp_path, method_ids=["mean-diff"], seeds=[0], with_faithfulness=True)
+    assert (row.status, row.cpr, row.cmd) == ("ok", None, None)
+    assert row.note.startswith("no CPR and CMD: ")
+    assert row.auc is not None
+    assert row.sizes is not None
+
+
 def test_areas_at_edge_level_are_over_edges(tiny_model: Any, tmp_path: Path) -> None:
     from headcodes.faithfulness import edge_cpr_cmd
     from headcodes.prompts import tokenize
