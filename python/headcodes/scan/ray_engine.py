@@ -66,7 +66,7 @@ def _on_cluster(
     room = sum(fit(node, needs) for node in nodes)
     if room < 1:
         del needs["memory"]  # never what is lacking
-        have = "; ".join(", ".join(f"{name} {node.get(name, 0):g}" for name in needs) for node in nodes)
+        have = "; ".join(sorted(", ".join(f"{name} {node.get(name, 0):g}" for name in needs) for node in nodes))
         raise HeadcodesError(
             f"a machine of the cluster has {' and '.join(f'{name} {need:g}' for name, need in needs.items())}",
             have or "no machine",
