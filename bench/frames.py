@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 
 from headcodes.prompts import PromptPair, Tokenizer
 from headcodes.tasks import capital, ioi, pronoun
-from headcodes.tasks.base import Draw, Task, single_tokens
+from headcodes.tasks.base import Draw, Task
 
 _IOI = (
     "After a quarrel with{second} about the {object},{first} left. The next day,{giver} wrote a note to",
@@ -31,52 +32,21 @@ _PRONOUN = (
 )
 
 
-def _ioi(tokenizer: Tokenizer, _negative: str) -> Draw:
-    names = single_tokens(tokenizer, ioi.NAMES)
+def _task(of: Task, frames: Sequence[str]) -> Task:
+    """Return a task as it is drawn, but in other frames; a prompt that begins with a slot loses its leading space."""
 
-    def draw(rng: random.Random) -> PromptPair:
-        frame, place, thing = rng.choice(_IOI), rng.choice(ioi.PLACES), rng.choice(ioi.OBJECTS)
-        giver, receiver, third = rng.sample(names, 3)
-        first, second = (giver, receiver) if rng.random() < 0.5 else (receiver, giver)
-        clean, corrupt = (
-            frame.format(first=first, second=second, giver=name, place=place, object=thing).strip()
-            for name in (giver, third)
-        )
-        return PromptPair(clean, corrupt, (receiver,), (giver,))
+    def prepare(tokenizer: Tokenizer, negative: str) -> Draw:
+        draw = of.prepare(tokenizer, negative, frames=frames)
 
-    return draw
+        def stripped(rng: random.Random) -> PromptPair:
+            pair = draw(rng)
+            return replace(pair, clean=pair.clean.strip(), corrupt=pair.corrupt.strip())
 
+        return stripped
 
-def _capital(tokenizer: Tokenizer, _negative: str) -> Draw:
-    known = set(single_tokens(tokenizer, tuple(country for _, country in capital.CAPITALS)))
-    capitals = [pair for pair in capital.CAPITALS if pair[1] in known]
-
-    def draw(rng: random.Random) -> PromptPair:
-        frame = rng.choice(_CAPITAL)
-        (own, country), (_, other_country) = rng.sample(capitals, 2)
-        clean, corrupt = (frame.format(capital=word) for word in (own, rng.choice(ioi.NAMES)))
-        return PromptPair(clean, corrupt, (country,), (other_country,))
-
-    return draw
-
-
-def _pronoun(tokenizer: Tokenizer, _negative: str) -> Draw:
-    men, women, unisex = (single_tokens(tokenizer, names) for names in (pronoun.MEN, pronoun.WOMEN, pronoun.UNISEX))
-
-    def draw(rng: random.Random) -> PromptPair:
-        frame, noun = rng.choice(_PRONOUN), rng.choice(pronoun.NOUNS)
-        sides = ((men, (" he",)), (women, (" she",)))
-        (own, right), (_, wrong) = sides if rng.random() < 0.5 else sides[::-1]
-        clean, corrupt = (frame.format(name=name, noun=noun) for name in (rng.choice(own), rng.choice(unisex)))
-        return PromptPair(clean, corrupt, right, wrong)
-
-    return draw
-
-
-def _task(of: Task, prepare: Callable[[Tokenizer, str], Draw]) -> Task:
-    return Task(f"{of.id}-frames", f"{of.summary}; other frames", of.negatives[:1], of.source, prepare)
+    return replace(of, id=f"{of.id}-frames", summary=f"{of.summary}; other frames", prepare=prepare)
 
 
 FRAMES = {
-    task.id: task for task in (_task(ioi.TASK, _ioi), _task(capital.TASK, _capital), _task(pronoun.TASK, _pronoun))
+    task.id: task for task in (_task(ioi.TASK, _IOI), _task(capital.TASK, _CAPITAL), _task(pronoun.TASK, _PRONOUN))
 }

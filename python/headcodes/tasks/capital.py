@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from headcodes.prompts import PromptPair, Tokenizer
 from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
@@ -35,14 +36,14 @@ CAPITALS = tuple(
 )
 
 
-def _prepare(tokenizer: Tokenizer, negative: str) -> Draw:
+def _prepare(tokenizer: Tokenizer, negative: str, frames: Sequence[str] = FRAMES) -> Draw:
     known = set(single_tokens(tokenizer, tuple(country for _, country in CAPITALS)))
     capitals = [(capital, country) for capital, country in CAPITALS if country in known]
     if len(capitals) < 5:
         raise cannot_carry("capital-country", f"only {len(capitals)} countries are single tokens")
 
     def draw(rng: random.Random) -> PromptPair:
-        frame = rng.choice(FRAMES)
+        frame = rng.choice(frames)
         (capital, country), (other_capital, other_country) = rng.sample(capitals, 2)
         corrupted = rng.choice(NAMES) if negative == "person" else other_capital
         clean, corrupt = (frame.format(capital=place) for place in (capital, corrupted))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from headcodes.prompts import PromptPair, Tokenizer
 from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
@@ -51,13 +52,13 @@ Victoria Vincent Walter Wayne William
 NAMES = tuple(" " + name for name in _NAMES.split())
 
 
-def _prepare(tokenizer: Tokenizer, negative: str) -> Draw:
+def _prepare(tokenizer: Tokenizer, negative: str, frames: Sequence[str] = FRAMES) -> Draw:
     names = single_tokens(tokenizer, NAMES)
     if len(names) < 3:
         raise cannot_carry("ioi", f"only {len(names)} of {len(NAMES)} names are single tokens")
 
     def draw(rng: random.Random) -> PromptPair:
-        frame, place, thing = rng.choice(FRAMES), rng.choice(PLACES), rng.choice(OBJECTS)
+        frame, place, thing = rng.choice(frames), rng.choice(PLACES), rng.choice(OBJECTS)
         giver, receiver, third = rng.sample(names, 3)
         first, second = (giver, receiver) if rng.random() < 0.5 else (receiver, giver)
         other = third if negative == "abc" else receiver

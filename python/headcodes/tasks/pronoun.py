@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from headcodes.prompts import PromptPair, Tokenizer
 from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
@@ -35,13 +36,13 @@ _UNISEX = "Alex Casey Chris Jamie Jordan Kelly Kim Lee Morgan Pat Riley Robin Sa
 MEN, WOMEN, UNISEX = (tuple(" " + name for name in names.split()) for names in (_MEN, _WOMEN, _UNISEX))
 
 
-def _prepare(tokenizer: Tokenizer, negative: str) -> Draw:
+def _prepare(tokenizer: Tokenizer, negative: str, frames: Sequence[str] = FRAMES) -> Draw:
     men, women, unisex = (single_tokens(tokenizer, names) for names in (MEN, WOMEN, UNISEX))
     if min(len(men), len(women)) < 5 or not unisex:
         raise cannot_carry("gendered-pronoun", "too few first names are single tokens")
 
     def draw(rng: random.Random) -> PromptPair:
-        frame, noun = rng.choice(FRAMES), rng.choice(NOUNS)
+        frame, noun = rng.choice(frames), rng.choice(NOUNS)
         sides = ((men, (" he",)), (women, (" she",)))
         (own, right), (others, wrong) = sides if rng.random() < 0.5 else sides[::-1]
         name = rng.choice(own)
