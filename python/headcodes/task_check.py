@@ -77,33 +77,32 @@ def logit_differences(tokens: TokenPairs, logits: Sequence[Tensor]) -> Float[np.
     return differences
 
 
-def check_task(tokens: TokenPairs, clean_logits: Sequence[Tensor], corrupt_logits: Sequence[Tensor]) -> TaskCheck:
-    """Say how a model answers ``tokens``, and warn where it mostly does not.
+def check_task(task: str, clean: Float[np.ndarray, " n_pairs"], corrupt: Float[np.ndarray, " n_pairs"]) -> TaskCheck:
+    """Say how a model answers prompt pairs, and warn where it mostly does not.
 
     Args:
-        tokens: the prompt pairs.
-        clean_logits: of each clean prompt, the logits of ``tokens.scored_ids`` at its last position.
-        corrupt_logits: the same ids at the last position of each corrupted prompt.
+        task: what the pairs ask, for the warning.
+        clean: ``logit_differences`` of the clean prompts.
+        corrupt: those of the corrupted prompts, judged by the same answers.
 
     Warns:
         HeadcodesWarning: fewer than 80% of the positives are answered right. A circuit is the mechanism of a
             behaviour; where the behaviour is missing, what is found is something else.
     """
-    positive, negative = logit_differences(tokens, clean_logits), logit_differences(tokens, corrupt_logits)
-    answered = positive > 0
+    answered = clean > 0
     share = float(answered.mean())
     if share < _ENOUGH:
         warnings.warn(
             f"the model answers only {share:.0%} of the {len(answered)} positives right (below {_ENOUGH:.0%}): it"
-            f" hardly does the task {tokens.pairs.task}, so heads found on it explain something else",
+            f" hardly does the task {task}, so heads found on it explain something else",
             HeadcodesWarning,
             stacklevel=2,
         )
     return TaskCheck(
         n_pairs=len(answered),
         share_right=share,
-        positive_logit_diff=float(positive.mean()),
-        negative_logit_diff=float(negative.mean()),
-        negative_share_right=float((negative > 0).mean()),
+        positive_logit_diff=float(clean.mean()),
+        negative_logit_diff=float(corrupt.mean()),
+        negative_share_right=float((corrupt > 0).mean()),
         answered=answered,
     )

@@ -9,7 +9,7 @@ import pytest
 
 from headcodes import capture, tasks
 from headcodes.prompts import TokenPairs, tokenize
-from headcodes.task_check import check_task
+from headcodes.task_check import check_task, logit_differences
 
 if TYPE_CHECKING:
     from headcodes.task_check import TaskCheck
@@ -34,7 +34,8 @@ EXPECTED = {
 def answered(model: Any, tokens: TokenPairs) -> TaskCheck:
     _, logits = capture(model, tokens.clean + tokens.corrupt, answer_ids=tokens.scored_ids * 2)
     assert logits is not None
-    return check_task(tokens, logits[: len(tokens)], logits[len(tokens) :])
+    sides = logits[: len(tokens)], logits[len(tokens) :]
+    return check_task(tokens.pairs.task, *(logit_differences(tokens, side) for side in sides))
 
 
 @pytest.mark.parametrize("task_id", tasks.ids())

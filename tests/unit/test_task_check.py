@@ -39,7 +39,7 @@ def test_figures():
     tokens = token_pairs([[5]] * 5, [[6]] * 5)
     clean = logits([2.0, 0.0], [1.0, 0.0], [4.0, 0.0], [3.0, 0.0], [0.0, 5.0])
     corrupt = logits([0.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 3.0], [0.0, 2.0])
-    check = check_task(tokens, clean, corrupt)
+    check = check_task("mine", logit_differences(tokens, clean), logit_differences(tokens, corrupt))
     assert check.as_dict() == {
         "n_pairs": 5,
         "share_right": 0.8,
@@ -54,8 +54,9 @@ def test_figures():
 def test_a_task_the_model_hardly_does_is_warned_of():
     tokens = token_pairs([[5]] * 4, [[6]] * 4)
     clean = logits([1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0])
+    differences = logit_differences(tokens, clean)
     with pytest.warns(HeadcodesWarning, match="75% of the 4 positives"):
-        check_task(tokens, clean, clean)
+        check_task("mine", differences, differences)
 
 
 def test_logits_of_other_tokens_are_refused():

@@ -101,8 +101,7 @@ class Inputs:
     @cached_property
     def task_check(self) -> TaskCheck:
         """How the model answers the prompts; warns where it mostly does not."""
-        logits, n_pairs = self._captured[1], len(self.tokens)
-        return check_task(self.tokens, logits[:n_pairs], logits[n_pairs:])
+        return check_task(self.tokens.pairs.task, *self.logit_differences)
 
 
 @dataclass(frozen=True)
