@@ -321,7 +321,7 @@ def _components(circuit: Circuit, judge: CausalTruth, top: int) -> dict[str, Any
     # A graph that keeps every MLP, as ours do where nothing chose among them, says as little as one that names none.
     chooses = 0 < sum(name in circuit.nodes for name in mlps) < len(mlps)
     scored = bool(mlps) and all(name in circuit.node_scores for name in judge.names)
-    if not (mlps and (chooses or scored)):
+    if not (chooses or scored):
         return None
     labels = metrics.largest(judge.mean_effects, top)
     found: dict[str, Any] = dict.fromkeys(("roc_auc", "average_precision", "spearman", "membership"))

@@ -1,15 +1,48 @@
-"""What the tests of scans share: the plan of several models, and the store of a scan of it that nothing disturbed."""
+"""What these tests share: the command line called in this process, and, for scans, a plan of several models with the
+store of a scan of it that nothing disturbed."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from headcodes import cli
 from headcodes.sources import packaged_gguf
 from scan_plan import LISTS, N_CELLS, SMALL, as_words, results, write_random_models
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests neither fill nor find the user's cache."""
+    monkeypatch.setenv("HEADCODES_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``run("discover", "--json")`` gives exit status, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["headcodes", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+@pytest.fixture
+def outside_xdist() -> dict[str, str]:
+    """The environment of a child that times: under xdist, where this test may run, pytest-benchmark times nothing."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,28 +39,32 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def bench(checkout: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "pytest", "bench", "--benchmark-enable", "--benchmark-only", "-rs", *options]
-    # Under xdist pytest-benchmark times nothing; this test may run there, what it starts does not.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=env)
-    return done.stdout + done.stderr
+@pytest.fixture
+def bench(checkout: Path, outside_xdist: dict[str, str]) -> Callable[..., str]:
+    """``bench("--benchmark-autosave")`` runs the checkout's benchmarks and gives all that was printed."""
+
+    def call(*options: str) -> str:
+        command = [sys.executable, "-m", "pytest", "bench", "--benchmark-enable", "--benchmark-only", "-rs", *options]
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, env=outside_xdist)
+        return done.stdout + done.stderr
+
+    return call
 
 
 def write_tests(checkout: Path, right: bool) -> None:
     (checkout / "tests" / "unit" / "test_codes.py").write_text(TESTED.format(right=right))
 
 
-def test_red_tests_hold_the_time_back_and_green_ones_are_run_once(checkout: Path) -> None:
+def test_red_tests_hold_the_time_back_and_green_ones_are_run_once(checkout: Path, bench: Callable[..., str]) -> None:
     write_tests(checkout, right=False)
-    out = bench(checkout, "--benchmark-autosave")
+    out = bench("--benchmark-autosave")
     assert "1 skipped" in out, out
     assert "nothing is timed while its tests are red: unit/test_codes.py (1 failed" in out
     assert "Median" not in out
     ledger = checkout / "bench" / "results" / "ledger.csv"
     assert not ledger.exists()
     write_tests(checkout, right=True)
-    assert "1 passed" in bench(checkout, "--benchmark-autosave")
+    assert "1 passed" in bench("--benchmark-autosave")
     with ledger.open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["file"], row["benchmark"], row["rounds"], row["extra"]) for row in rows] == [
@@ -70,7 +74,7 @@ def test_red_tests_hold_the_time_back_and_green_ones_are_run_once(checkout: Path
     assert float(first["min_s"]) <= float(first["p25_s"]) <= float(first["median_s"]) <= float(first["max_s"])
     assert "torch" in first["versions"]
     # Another run against the last one that was kept; nothing is kept of this one.
-    out = bench(checkout, "--benchmark-compare", "--benchmark-compare-fail=median:100000%")
+    out = bench("--benchmark-compare", "--benchmark-compare-fail=median:100000%")
     assert "test_sum (0001_" in out, out
     assert "test_sum (NOW)" in out
     assert ledger.read_text().count("test_sum") == 1
@@ -78,7 +82,7 @@ def test_red_tests_hold_the_time_back_and_green_ones_are_run_once(checkout: Path
     # Other sources, other verdict.
     (checkout / "python" / "encode.py").write_text("changed = True")
     write_tests(checkout, right=False)
-    assert "1 skipped" in bench(checkout, "--benchmark-compare")
+    assert "1 skipped" in bench("--benchmark-compare")
 
 
 def test_every_file_of_benchmarks_has_tests_that_exist() -> None:

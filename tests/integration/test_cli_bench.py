@@ -19,10 +19,7 @@ from headcodes import cli
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Tests neither fill nor find the user's cache."""
-    monkeypatch.setenv("HEADCODES_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def headcodes(*arguments: object) -> Any:
@@ -92,7 +89,9 @@ def test_the_paper_suite_without_the_hub_says_what_is_missing(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-def test_the_speed_suite_starts_the_benchmarks_of_this_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_speed_suite_starts_the_benchmarks_of_this_checkout(
+    monkeypatch: pytest.MonkeyPatch, outside_xdist: dict[str, str]
+) -> None:
     started: list[tuple[list[str], Path]] = []
 
     def run(command: list[str], cwd: Path, check: bool) -> SimpleNamespace:
@@ -106,9 +105,8 @@ def test_the_speed_suite_starts_the_benchmarks_of_this_checkout(monkeypatch: pyt
     assert command[1:4] == ["-m", "pytest", str(ROOT / "bench")]
     # The command itself, as far as collecting: it names every benchmark and times none.
     monkeypatch.undo()
-    # Under xdist pytest-benchmark times nothing; this test may run there, what it starts does not.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    done = subprocess.run([*command, "--collect-only", "-q"], cwd=cwd, capture_output=True, text=True, env=env)
+    collecting = [*command, "--collect-only", "-q"]
+    done = subprocess.run(collecting, cwd=cwd, capture_output=True, text=True, env=outside_xdist)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("test_capture", "test_encode", "test_overlap", "test_train", "test_scan", "test_report"):
         assert f"bench/{name}.py::" in done.stdout

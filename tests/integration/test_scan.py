@@ -16,12 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from headcodes import cli
 from headcodes.errors import HeadcodesError
 from headcodes.scan import Plan, load_store, scan
 from headcodes.scan.cells import Worker, weight_files
@@ -225,18 +225,9 @@ def folder(tiny_hf: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["headcodes", "scan", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
+def run(run: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """``run("--models", ...)`` is `headcodes scan`."""
+    return partial(run, "scan")
 
 
 def test_failures_are_rows_with_one_clear_message_each(folder: Path, tmp_path: Path, run: Any) -> None:
