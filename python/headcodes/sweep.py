@@ -14,7 +14,6 @@ work, slower.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -222,10 +221,11 @@ class _Batch:
         model = self.model
         body: Any = model.module.base_model
         self.cache = _prefix_cache(model.n_layers)
+        named = {cache_argument(model) or "": self.cache}
         if self.start:
             # One prompt's prefix is its counterpart's, too.
             self.cache.recording = True
-            body(input_ids=self.ids[0, :, : self.start], past_key_values=self.cache, use_cache=True)
+            body(input_ids=self.ids[0, :, : self.start], use_cache=True, **named)
             self.cache.recording = False
         self.cache.n_rows = 2
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
@@ -241,7 +241,7 @@ class _Batch:
             for block in model.layers:
                 hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
             suffixes = self.ids[:, :, self.start :].flatten(0, 1)
-            body(input_ids=suffixes, past_key_values=self.cache, use_cache=True)
+            body(input_ids=suffixes, use_cache=True, **named)
         self.calls, self.embedded = calls, embedded[0]
         # One pair of the batch stands for all: they have one length and one first changed place.
         self.own = _own_answers(model, self.ids[:, :1], None if self.scored is None else self.scored[:1])[0]
@@ -341,10 +341,38 @@ def _can_walk(model: Model) -> bool:
         model.final_norm is not None
         and isinstance(body, nn.Module)
         and hasattr(model.module, "config")
-        and "past_key_values" in inspect.signature(body.forward).parameters
         and not offloaded
         and not spread
+        and cache_argument(model) is not None
     )
+
+
+# What transformers calls the argument that takes a cache of keys and values: from 5.24 on, and before.
+_CACHE_ARGUMENTS = ("cache", "past_key_values")
+
+
+def cache_argument(model: Model) -> str | None:
+    """Return the name under which the model takes a cache and fills it in every layer; None where there is none.
+
+    Found out by running one token, once a model: a name in a signature says nothing about what is done with it.
+    """
+    known: dict[str, str | None] = model.__dict__.setdefault("_cache_argument", {})
+    if "name" not in known:
+        known["name"] = next((name for name in _CACHE_ARGUMENTS if _fills(model, name)), None)
+    return known["name"]
+
+
+def _fills(model: Model, name: str) -> bool:
+    cache = _prefix_cache(model.n_layers)
+    cache.recording = True
+    body: Any = model.module.base_model
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    try:
+        with as_found(model.module), torch.inference_mode():
+            body(input_ids=token, use_cache=True, **{name: cache})
+    except (TypeError, ValueError, AttributeError):  # takes no such argument, or no such cache
+        return False
+    return all(kept is not None for kept in cache.kept)
 
 
 def _bytes_per_token(model: Model) -> int:
