@@ -26,7 +26,8 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/codespell python kernels csrc tests bench docs examples README.md CHANGELOG.md CONTRIBUTING.md
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell python kernels csrc tests bench docs README.md CHANGELOG.md CONTRIBUTING.md
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/**.cpp' 'csrc/**.hpp' 'tests/cpp/*.cpp')
 	$(BIN)/validate-pyproject pyproject.toml
 
@@ -94,7 +95,7 @@ bench-gpu: setup
 
 # Prose, examples and the notebook are run, so that they cannot go stale.
 docs: setup
-	$(PYTEST) tests/unit/test_report_notebook.py tests/unit/test_circuit.py tests/docs
+	$(PYTEST) tests/unit/report/test_report_notebook.py tests/unit/circuit/test_circuit.py tests/docs
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

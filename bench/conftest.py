@@ -20,18 +20,18 @@ import pytest
 import torch
 
 from headcodes.files import atomic_write, checksum
-from headcodes.result import versions
+from headcodes.provenance import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 # What must be green before a file's benchmarks count.
 TESTS = {
-    "test_capture": ("unit/test_activations.py",),
-    "test_encode": ("unit/test_codes.py",),
-    "test_overlap": ("unit/test_overlap.py", "unit/test_significance.py"),
-    "test_overlap_significance": ("unit/test_significance.py",),
-    "test_report": ("unit/test_report.py", "unit/test_report_figures.py"),
-    "test_scan": ("unit/test_scan_plan.py", "unit/test_scan_store.py"),
-    "test_train": ("unit/test_sae.py",),
+    "test_capture": ("unit/activations/test_activations.py",),
+    "test_encode": ("unit/codes/test_codes.py",),
+    "test_overlap": ("unit/overlap/test_overlap.py", "unit/overlap/test_significance.py"),
+    "test_overlap_significance": ("unit/overlap/test_significance.py",),
+    "test_report": ("unit/report/test_report.py", "unit/report/test_report_figures.py"),
+    "test_scan": ("unit/scan/test_scan_plan.py", "unit/scan/test_scan_store.py"),
+    "test_train": ("unit/codes/test_sae.py",),
 }
 COLUMNS = (
     *("date", "file", "benchmark", "rounds", "min_s", "p25_s", "median_s", "p75_s", "max_s", "extra"),

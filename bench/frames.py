@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from headcodes.prompts import PromptPair, Tokenizer
+from headcodes.prompts.pairs import PromptPair
+from headcodes.prompts.tokens import Tokenizer
 from headcodes.tasks import capital, ioi, pronoun
 from headcodes.tasks.base import Draw, Task
 

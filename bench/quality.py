@@ -14,9 +14,9 @@ import numpy as np
 from frames import FRAMES
 from headcodes import load_model, metrics, tasks
 from headcodes.discovery import explain
+from headcodes.interventions.patch import causal_truth
 from headcodes.methods.inputs import Inputs
-from headcodes.patching import causal_truth
-from headcodes.prompts import tokenize
+from headcodes.prompts.tokens import tokenize
 
 SEEDS = range(5)
 # Prompts that make the truth, and others that the methods see.

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from headcodes import load_model, metrics, tasks
+from headcodes.interventions.patch import causal_truth
 from headcodes.methods import code_sets
 from headcodes.methods.code_flip import flip_shares
 from headcodes.methods.default import N_MEASURED, changes
 from headcodes.methods.inputs import Inputs
-from headcodes.patching import causal_truth
-from headcodes.prompts import tokenize
+from headcodes.prompts.tokens import tokenize
 
 SEEDS = range(5)
 # Prompts that make the truth, and others that the methods see.

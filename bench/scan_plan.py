@@ -45,7 +45,7 @@ def write_random_models(folder: Path) -> list[str]:
     import transformers as tf
 
     from headcodes import load_model
-    from headcodes.gguf import quiet
+    from headcodes.models.gguf import quiet
 
     tokenizer = load_model("smollm2-135m").tokenizer
     common = {"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2}

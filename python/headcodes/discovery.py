@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +12,25 @@ import numpy as np
 import torch
 
 from headcodes import methods
-from headcodes.codes import resolve_backend
+from headcodes.activations.packing import Positions
+from headcodes.circuit.agreement import SeedScores
+from headcodes.codes.encode import resolve_backend
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.methods.inputs import Inputs, Positions
-from headcodes.prompts import PromptPairs, tokenize
-from headcodes.result import Result, versions
-from headcodes.seeds import SeedScores, check_seeds
+from headcodes.methods.inputs import Inputs
+from headcodes.models.devices import torch_threads
+from headcodes.prompts.pairs import PromptPairs
+from headcodes.prompts.tokens import tokenize
+from headcodes.provenance import versions
+from headcodes.result import Result
+from headcodes.seeds import check_seeds
 
 if TYPE_CHECKING:
+    from headcodes.interventions.verify import Verification
     from headcodes.methods import Level
-    from headcodes.methods.inputs import Findings
-    from headcodes.models import Model
-    from headcodes.patching import Verification
-    from headcodes.significance import PairSignificance, Significance
+    from headcodes.methods.findings import Findings
+    from headcodes.models.model import Model
+    from headcodes.overlap.significance import PairSignificance, Significance
+
 
 # Pairs that `verify` patches: enough for intervals of a tenth of the large effects (docs/recipe.md).
 _VERIFY_PAIRS = 32
@@ -65,11 +70,11 @@ def discover(
         bos: "auto" (as the tokenizer does by itself), "yes" or "no".
         backend: of the encoder: "auto", "torch" or "triton".
         threads: for torch and the C++ core; None leaves torch's own setting.
-        fdr: test every count by permuting the prompts' labels (``headcodes.significance``), and let only heads into
-            the circuit whose false-discovery rate is at most this. It is the rate of "this head's codes differ
-            between the sides", which is not membership in the circuit. Not together with ``seeds``.
-        verify: patch this many of the best-ranked heads exactly (``headcodes.patching.verify``). A stage of its own:
-            the scores stay what they were without it.
+        fdr: test every count by permuting the prompts' labels (``headcodes.overlap.significance``), and let only
+            heads into the circuit whose false-discovery rate is at most this. It is the rate of "this head's codes
+            differ between the sides", which is not membership in the circuit. Not together with ``seeds``.
+        verify: patch this many of the best-ranked heads exactly (``headcodes.interventions.verify``). A stage of its
+            own: the scores stay what they were without it.
 
     Raises:
         HeadcodesError: something given cannot be used; the message says what and how to mend it.
@@ -188,7 +193,7 @@ def _permutation_tests(
     findings: Findings, inputs: Inputs, level: Level, fdr: float, seed: int
 ) -> tuple[Significance, PairSignificance | None]:
     """Test the counts on the pairs that did not train the autoencoder; at edge level the pairs' counts too."""
-    from headcodes.significance import node_significance, pair_significance
+    from headcodes.overlap.significance import node_significance, pair_significance
 
     assert findings.counted is not None
     positive, negative, dead = findings.counted
@@ -218,26 +223,10 @@ def _permutation_tests(
 
 def _verify(findings: Findings, inputs: Inputs, n_heads: int, seed: int) -> Verification:
     """Patch the best-ranked heads exactly."""
-    from headcodes.patching import verify
+    from headcodes.interventions.verify import verify
 
     order = np.argsort(-findings.head_scores.ravel(), kind="stable")[:n_heads]
     heads = [divmod(int(i), findings.head_scores.shape[1]) for i in order]
     with findings.timed("verify"):
         known = inputs.logit_differences
         return verify(inputs.model, inputs.tokens, heads, pairs=_VERIFY_PAIRS, known=known, seed=seed)
-
-
-@contextmanager
-def torch_threads(threads: int | None) -> Iterator[None]:
-    """Give torch, and with it the C++ core, that many threads, and torch its own number back afterwards."""
-    if threads is None:
-        yield
-        return
-    if threads < 1:
-        raise HeadcodesError("threads must be at least 1", str(threads), "Leave it out to use every core.")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 import warnings
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headcodes.circuit import Circuit
+from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.files import atomic_write
 
@@ -20,16 +18,17 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int32
     from numpy.typing import ArrayLike
 
+    from headcodes.circuit.agreement import SeedScores
+    from headcodes.codes.sae import SparseAutoencoder
+    from headcodes.interventions.verify import Verification
     from headcodes.methods import Level
-    from headcodes.methods.inputs import Findings
-    from headcodes.models import Model
-    from headcodes.patching import Verification
-    from headcodes.prompts import PromptPairs
+    from headcodes.methods.findings import Findings
+    from headcodes.models.model import Model
+    from headcodes.overlap.significance import PairSignificance, Significance
+    from headcodes.prompts.pairs import PromptPairs
+    from headcodes.prompts.task_check import TaskCheck
     from headcodes.report.plots import Backend, CurveKind
-    from headcodes.sae import SparseAutoencoder
-    from headcodes.seeds import SeedScores
-    from headcodes.significance import PairSignificance, Significance
-    from headcodes.task_check import TaskCheck
+
 
 SCHEMA = 1
 _N_PAIRS_IN_JSON = 1000
@@ -284,14 +283,3 @@ def _largest_pairs(scores: Float[np.ndarray, "c c"], n_heads: int, n_most: int) 
     i, j = np.nonzero((layer[:, None] < layer[None, :]) & (scores > 0))
     best = np.argsort(-scores[i, j], kind="stable")[:n_most]
     return [[int(i[k]), int(j[k]), float(scores[i[k], j[k]])] for k in best]
-
-
-def versions() -> dict[str, str]:
-    """Return versions of Python and of every package that can change a result."""
-    found = {"python": platform.python_version()}
-    for package in ("headcodes", "torch", "transformers", "triton", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

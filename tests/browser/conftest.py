@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headcodes.circuit import Circuit
-from headcodes.prompts import PromptPair, PromptPairs
+from headcodes.circuit.circuit import Circuit
+from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.report import RunRecord, write_report
 from headcodes.report.attention import AttentionPattern
-from headcodes.report.figures import Curve
+from headcodes.report.curve_figures import Curve
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

@@ -11,9 +11,9 @@ import pytest
 
 from headcodes import tasks
 from headcodes.discovery import explain
-from headcodes.evaluate import evaluate_circuit
+from headcodes.evaluation.evaluate import evaluate_circuit
 from headcodes.methods.inputs import Inputs
-from headcodes.prompts import tokenize
+from headcodes.prompts.tokens import tokenize
 from headcodes.report import write_report
 
 from .conftest import Opened

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from headcodes import cli
-from headcodes.sources import packaged_gguf
+from headcodes.models.sources import packaged_gguf
 from scan_plan import LISTS, N_CELLS, SMALL, as_words, results, write_random_models
 
 

@@ -30,7 +30,7 @@ def test_it():
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """One benchmark and the tests of what it times, and the bench folder's own conftest.py."""
-    for folder in ("bench", "tests/unit", "python"):
+    for folder in ("bench", "tests/unit/codes", "python"):
         (tmp_path / folder).mkdir(parents=True)
     shutil.copy(BENCH / "conftest.py", tmp_path / "bench")
     (tmp_path / "bench" / "test_encode.py").write_text(TIMED)
@@ -52,14 +52,14 @@ def bench(checkout: Path, outside_xdist: dict[str, str]) -> Callable[..., str]:
 
 
 def write_tests(checkout: Path, right: bool) -> None:
-    (checkout / "tests" / "unit" / "test_codes.py").write_text(TESTED.format(right=right))
+    (checkout / "tests" / "unit" / "codes" / "test_codes.py").write_text(TESTED.format(right=right))
 
 
 def test_red_tests_hold_the_time_back_and_green_ones_are_run_once(checkout: Path, bench: Callable[..., str]) -> None:
     write_tests(checkout, right=False)
     out = bench("--benchmark-autosave")
     assert "1 skipped" in out, out
-    assert "nothing is timed while its tests are red: unit/test_codes.py (1 failed" in out
+    assert "nothing is timed while its tests are red: unit/codes/test_codes.py (1 failed" in out
     assert "Median" not in out
     ledger = checkout / "bench" / "results" / "ledger.csv"
     assert not ledger.exists()
@@ -78,7 +78,7 @@ def test_red_tests_hold_the_time_back_and_green_ones_are_run_once(checkout: Path
     assert "test_sum (0001_" in out, out
     assert "test_sum (NOW)" in out
     assert ledger.read_text().count("test_sum") == 1
-    assert (checkout / "tests" / "unit" / "runs").read_text() == "++"  # once red, once green, then remembered
+    assert (checkout / "tests" / "unit" / "codes" / "runs").read_text() == "++"  # once red, once green, then remembered
     # Other sources, other verdict.
     (checkout / "python" / "encode.py").write_text("changed = True")
     write_tests(checkout, right=False)

@@ -56,7 +56,7 @@ def test_json_is_one_object_and_repeats(run: Run, folder: Path) -> None:
 def test_a_second_run_opens_no_model_and_says_the_same(
     run: Run, folder: Path, prompt_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from headcodes import models
+    from headcodes.models import load as opening
 
     def document(*arguments: str | Path) -> dict[str, Any]:
         status, out, err = run("discover", "--model", folder, "--level", "edge", "--json", *arguments)
@@ -68,7 +68,7 @@ def test_a_second_run_opens_no_model_and_says_the_same(
     plain = document("--n-prompts", "12", "--no-cache")
     first = document("--n-prompts", "12"), document("--prompts", prompt_file)
     with monkeypatch.context() as patch:
-        patch.setattr(models, "load_model", lambda *_args, **_kwargs: pytest.fail("the model was opened"))
+        patch.setattr(opening, "load_model", lambda *_args, **_kwargs: pytest.fail("the model was opened"))
         assert (document("--n-prompts", "12"), document("--prompts", prompt_file)) == first
     assert first[0] == plain
     # Anything that changes the activations asks for others.
@@ -263,7 +263,7 @@ def refused(outcome: tuple[int, str, str]) -> None:
 
 
 def test_ctrl_c_leaves_nothing_behind(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headcodes.circuit import Circuit
+    from headcodes.circuit.circuit import Circuit
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

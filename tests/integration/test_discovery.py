@@ -14,13 +14,14 @@ from safetensors.numpy import load_file
 
 import headcodes
 from headcodes import HeadcodesError, HeadcodesWarning, PromptPairs, methods, tasks
-from headcodes.circuit import Circuit
+from headcodes.circuit.circuit import Circuit
+from headcodes.codes.recipes import RECIPES, normalisation, training_prompts
+from headcodes.codes.sae import SparseAutoencoder
 from headcodes.discovery import check_request
-from headcodes.methods.code_sets import RECIPES, normalisation, training_prompts
 from headcodes.methods.inputs import Inputs
-from headcodes.prompts import tokenize
-from headcodes.report.records import read_folder, record_of
-from headcodes.sae import SparseAutoencoder
+from headcodes.prompts.tokens import tokenize
+from headcodes.report.folders import read_folder
+from headcodes.report.records import record_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::headcodes.errors.HeadcodesWarning")
 
@@ -271,7 +272,8 @@ def test_a_method_that_draws_nothing_runs_once_and_says_so(
 def test_seeds_share_capture_training_encoding_and_all_else_they_can(
     model: Any, pairs: PromptPairs, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    from headcodes.methods import code_sets, default, hybrid, inputs
+    from headcodes.codes import recipes
+    from headcodes.methods import default, hybrid, inputs
 
     calls: dict[str, int] = {}
 
@@ -285,9 +287,9 @@ def test_seeds_share_capture_training_encoding_and_all_else_they_can(
         monkeypatch.setattr(module, name, call)
 
     counted(inputs, "capture")
-    counted(code_sets, "normalisation")
-    counted(code_sets, "train_many")
-    counted(code_sets, "encode")
+    counted(recipes, "normalisation")
+    counted(recipes, "train_many")
+    counted(recipes, "encode")
     counted(default, "changes")
     counted(hybrid, "ready")
     headcodes.discover(model, pairs.head(8), method=method, seeds=range(3))

@@ -54,7 +54,7 @@ else:
 """
 # One server imports for all; processes forked from it start at once.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["headcodes.discovery", "headcodes.planted", "transformers.models.mistral"])
+SERVER.set_forkserver_preload(["headcodes.discovery", "headcodes.models.planted", "transformers.models.mistral"])
 CHILD = """
 import os, sys
 for number, name in ((1, out), (2, err)):
@@ -258,7 +258,7 @@ def test_failures_are_rows_with_one_clear_message_each(folder: Path, tmp_path: P
     assert status == 1
     assert "4 of 6 cells done, 2 of them now" in err
 
-    from headcodes.report.records import read_runs
+    from headcodes.report.folders import read_runs
 
     records = read_runs([store])
     assert [record.error is None for record in records].count(True) == 4
@@ -270,7 +270,8 @@ def test_failures_are_rows_with_one_clear_message_each(folder: Path, tmp_path: P
 
 def test_a_report_of_a_store_shows_what_a_report_of_a_run_does(undisturbed: Path, tmp_path: Path, run: Any) -> None:
     from headcodes import discover, load_model
-    from headcodes.report.records import read_runs, record_of
+    from headcodes.report.folders import read_runs
+    from headcodes.report.records import record_of
     from headcodes.tasks import get
 
     model = load_model("planted-ioi")
@@ -297,21 +298,21 @@ def test_out_of_memory_is_a_row_and_the_next_model_goes_on(
 ) -> None:
     import torch
 
-    from headcodes import models
+    from headcodes.models import load as opening
 
     raised = {
         "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore"),
         "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."),
         "python": MemoryError(),
     }[error]
-    made = models.load_model
+    made = opening.load_model
 
     def load(source: str, **settings: Any) -> Any:
         if source == str(folder):
             raise raised
         return made(source, **settings)
 
-    monkeypatch.setattr(models, "load_model", load)
+    monkeypatch.setattr(opening, "load_model", load)
     plan = planted_plan(models=f"{folder},planted-ioi", methods="act-norm,mean-diff", seeds="0")
     rows = list(scan(plan, tmp_path / "store"))
     assert [row["status"] for row in rows] == ["failed", "failed", "done", "done"]
@@ -427,7 +428,8 @@ def test_bad_options_are_one_message(tmp_path: Path, run: Any) -> None:
 # Says on standard output when a cell begins and is done, and when its files are being written and are kept.
 TALKING = """
 import sys
-from headcodes.scan import cells, store
+from headcodes.scan import cells
+from headcodes.store import cells as store
 import headcodes.cli
 def talking(owner, name, said):
     made = getattr(owner, name)

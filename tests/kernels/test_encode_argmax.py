@@ -128,7 +128,7 @@ def test_dead_rows(device, kernel, dead):
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_rows_that_are_not_finite_are_marked_and_no_others(device, kernel, value):
-    from headcodes.codes import NOT_FINITE
+    from headcodes.codes.encode import NOT_FINITE
 
     case = data(20, 2, 8, 16, 40, 1, device)
     clean = run(case, kernel)
@@ -142,7 +142,7 @@ def test_rows_that_are_not_finite_are_marked_and_no_others(device, kernel, value
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_one_latent_is_enough_to_mark_a_row(device, kernel, value):
-    from headcodes.codes import NOT_FINITE
+    from headcodes.codes.encode import NOT_FINITE
 
     case = data(6, 2, 8, 16, 40, 1, device)
     case.bias[0, 1, 2] = value
@@ -153,8 +153,8 @@ def test_one_latent_is_enough_to_mark_a_row(device, kernel, value):
 
 @pytest.mark.parametrize("n", [4, 40], ids=["unfolded", "folded"])
 def test_encode_on_triton_equals_encode_on_torch(device, n, monkeypatch):
-    from headcodes import codes as codes_module
-    from headcodes.codes import encode, folding_pays
+    from headcodes.codes import encode as codes_module
+    from headcodes.codes.encode import encode, folding_pays
 
     case = data(n, 3, 10, 30, 50, 2, device)
     activations = SimpleNamespace(z=case.z, W_O=case.W_O)

@@ -33,7 +33,15 @@ def test_light_imports_stay_light(code: str) -> None:
 
 
 def test_main_path_never_imports_transformer_lens() -> None:
-    stages = ["discovery", "models", "activations", "sae", "codes", "overlap", "scores", "circuit", "result"]
+    stages = [
+        "discovery",
+        "models.load",
+        "activations.capture",
+        "codes.recipes",
+        "overlap.counts",
+        "circuit.formats",
+        "result",
+    ]
     code = "\n".join(f"import headcodes.{module}" for module in [*stages, "methods.code_sets"])
     assert "transformer_lens" not in imported_by(code)
 

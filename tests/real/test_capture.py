@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from headcodes import capture, tasks
-from headcodes.prompts import TokenPairs, tokenize
+from headcodes.prompts.tokens import TokenPairs, tokenize
 from peers import capture_published
 
 pytestmark = pytest.mark.real
@@ -44,8 +44,8 @@ def test_the_same_as_one_prompt_at_a_time(smollm2: Any, pairs: TokenPairs, peer:
 
 
 def test_the_model_does_the_task_and_bf16_says_the_same(smollm2: Any, pairs: TokenPairs) -> None:
-    from headcodes.models import load_model
-    from headcodes.task_check import logit_differences
+    from headcodes.models.load import load_model
+    from headcodes.prompts.task_check import logit_differences
 
     half = load_model("smollm2-135m", dtype="bfloat16", device="cpu")
     prompts, scored = pairs.clean + pairs.corrupt, pairs.scored_ids * 2
@@ -65,8 +65,8 @@ def test_peak_memory_is_weights_result_and_one_batch(smollm2: Any) -> None:
     code = """
 from pathlib import Path
 import torch
-from headcodes.activations import capture
-from headcodes.models import load_model
+from headcodes.activations.capture import capture
+from headcodes.models.load import load_model
 
 def memory(what):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from headcodes import tasks
-from headcodes.patching import causal_truth, verify
-from headcodes.prompts import TokenPairs, tokenize
+from headcodes.interventions.patch import causal_truth
+from headcodes.interventions.verify import verify
+from headcodes.prompts.tokens import TokenPairs, tokenize
 
 pytestmark = pytest.mark.real
 

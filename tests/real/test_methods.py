@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from headcodes import methods, metrics, tasks
+from headcodes.interventions.patch import causal_truth
+from headcodes.interventions.verify import verify
 from headcodes.methods.inputs import Inputs
-from headcodes.patching import causal_truth, verify
-from headcodes.prompts import TokenPairs, tokenize
+from headcodes.prompts.tokens import TokenPairs, tokenize
 
 pytestmark = pytest.mark.real
 

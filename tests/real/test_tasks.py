@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from headcodes import capture, tasks
-from headcodes.prompts import TokenPairs, tokenize
-from headcodes.task_check import check_task, logit_differences
+from headcodes.prompts.task_check import check_task, logit_differences
+from headcodes.prompts.tokens import TokenPairs, tokenize
 
 if TYPE_CHECKING:
-    from headcodes.task_check import TaskCheck
+    from headcodes.prompts.task_check import TaskCheck
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore::headcodes.HeadcodesWarning")]
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headcodes.circuit import Circuit
+from headcodes.circuit.agreement import SeedScores
+from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
-from headcodes.seeds import SeedScores, check_seeds, parse_seeds
+from headcodes.seeds import check_seeds, parse_seeds
 
 N_SEEDS, N_LAYERS, N_HEADS = 4, 3, 4
 N = N_LAYERS * N_HEADS

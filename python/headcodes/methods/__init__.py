@@ -5,82 +5,10 @@ One table names them all, so that listing them costs nothing; a method's module 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Literal
-
 from headcodes.errors import HeadcodesError
-
-if TYPE_CHECKING:
-    from headcodes.methods.inputs import Findings, Inputs
-
-Level = Literal["node", "edge"]
-Cost = Literal["forward", "backward", "ablation", "none"]
-# Modules whose scores come from the codes of an autoencoder: those of several seeds are trained and used together.
-_WITH_CODES = ("code_sets", "default", "code_flip", "hybrid")
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A way of scoring heads.
-
-    Attributes:
-        id: the name in library, command line and results.
-        summary: one line for ``headcodes methods``.
-        source: where the method was published.
-        cost: the dearest thing it does to the model: plain forward passes, backward passes, ablations, or nothing.
-        levels: what it can score; every method scores nodes.
-        module: the module under ``headcodes.methods`` that implements it: its ``find``, or the ``find_many`` of a
-            method with codes, which does several seeds at once.
-    """
-
-    id: str
-    summary: str
-    source: str
-    cost: Cost
-    levels: tuple[Level, ...]
-    module: str
-
-    @property
-    def permutable(self) -> bool:
-        """Whether codes are counted, which a permutation test can do again under other labels."""
-        return self.module in ("code_sets", "default")
-
-    @property
-    def seeded(self) -> bool:
-        """Whether anything is drawn, so that another seed gives other scores."""
-        return self.module in (*_WITH_CODES, "random", "sp")
-
-    def find(self, inputs: Inputs, level: Level = "node", seed: int = 0) -> Findings:
-        """Score every head of ``inputs.model``, and every pair of heads where ``level`` is ``"edge"``.
-
-        Raises:
-            HeadcodesError: the method has no such level.
-        """
-        return self.find_many(inputs, level, [seed])[0]
-
-    def find_many(self, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
-        """Do what ``find`` does for every seed, one findings a seed, in their order.
-
-        What the seeds share is done once, its seconds in the first findings; autoencoders are trained together.
-
-        Raises:
-            HeadcodesError: the method has no such level.
-        """
-        if level not in self.levels:
-            others = ", ".join(method.id for method in METHODS.values() if level in method.levels)
-            raise HeadcodesError(
-                f"method {self.id!r} scores {' and '.join(self.levels)} level only",
-                f"level={level!r}",
-                f"Choose another level, or a method that has it: {others}.",
-            )
-        module = import_module(f"headcodes.methods.{self.module}")
-        if self.module in _WITH_CODES:
-            found: list[Findings] = module.find_many(self.id, inputs, level, seeds)
-            return found
-        return [module.find(self.id, inputs, level, seed) for seed in seeds]
-
+from headcodes.methods.base import Cost as Cost
+from headcodes.methods.base import Level as Level
+from headcodes.methods.base import Method as Method
 
 _ONEILL = "O'Neill & Bui 2024, arXiv 2405.12522"
 
@@ -94,8 +22,21 @@ METHODS: dict[str, Method] = {
             "forward",
             ("node", "edge"),
             "default",
+            coded=True,
+            permutable=True,
+            seeded=True,
         ),
-        Method("paper", "the published recipe, to the letter", _ONEILL, "forward", ("node", "edge"), "code_sets"),
+        Method(
+            "paper",
+            "the published recipe, to the letter",
+            _ONEILL,
+            "forward",
+            ("node", "edge"),
+            "code_sets",
+            coded=True,
+            permutable=True,
+            seeded=True,
+        ),
         Method(
             "paper-scaled",
             "the published recipe on inputs divided by their standard deviation",
@@ -103,6 +44,9 @@ METHODS: dict[str, Method] = {
             "forward",
             ("node", "edge"),
             "code_sets",
+            coded=True,
+            permutable=True,
+            seeded=True,
         ),
         Method(
             "mean-diff",
@@ -119,6 +63,8 @@ METHODS: dict[str, Method] = {
             "forward",
             ("node",),
             "code_flip",
+            coded=True,
+            seeded=True,
         ),
         Method(
             "dla",
@@ -129,7 +75,7 @@ METHODS: dict[str, Method] = {
             "dla",
         ),
         Method("act-norm", "mean norm of a head's output", "no paper: a floor", "forward", ("node",), "act_norm"),
-        Method("random", "uniform random scores", "no paper: a floor", "none", ("node",), "random"),
+        Method("random", "uniform random scores", "no paper: a floor", "none", ("node",), "random", seeded=True),
         Method(
             "hisp",
             "head importance score: gradient of the metric with respect to a gate on each head",
@@ -169,6 +115,8 @@ METHODS: dict[str, Method] = {
             "backward",
             ("node",),
             "hybrid",
+            coded=True,
+            seeded=True,
         ),
         Method(
             "acdc",
@@ -185,6 +133,7 @@ METHODS: dict[str, Method] = {
             "backward",
             ("node",),
             "sp",
+            seeded=True,
         ),
         Method(
             "patching",

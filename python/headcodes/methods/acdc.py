@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from headcodes.ablation import Ablation, EdgeAblation, HeadAblation, Loss, edge_order
 from headcodes.errors import HeadcodesError
+from headcodes.graph import Edges
+from headcodes.interventions.ablate import Ablation, EdgeAblation, HeadAblation, Loss, edge_order
+from headcodes.interventions.reads import edge_names
 from headcodes.methods.eap import pair_scores
-from headcodes.methods.inputs import Edges, Findings
+from headcodes.methods.findings import Findings
 from headcodes.progress import progress
-from headcodes.reads import edge_names
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
-    from headcodes.models import Model
+    from headcodes.models.model import Model
 
 THRESHOLDS = tuple(float(threshold) for threshold in 10 ** np.linspace(-4, 0, 21))
 MOST_EDGES = 5000

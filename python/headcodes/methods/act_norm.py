@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from headcodes.methods.inputs import Findings
+from headcodes.methods.findings import Findings
 
 if TYPE_CHECKING:
     from headcodes.methods import Level

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from headcodes.methods import code_sets
-from headcodes.methods.inputs import Findings
+from headcodes.methods.findings import Findings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,29 +9,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headcodes.files import checksum
-from headcodes.gradients import Batch, batches, edit_input, node_bytes_per_token, ready, run
+from headcodes.interventions.runs import Batch, batches, node_bytes_per_token, ready, run
 from headcodes.methods import code_sets
 from headcodes.methods.code_flip import flip_shares
 from headcodes.methods.dla import answer_direction
-from headcodes.methods.inputs import Findings
+from headcodes.methods.findings import Findings
+from headcodes.models.hooks import edit_input
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-    from headcodes.gradients import Parts
+    from headcodes.interventions.runs import Parts
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
-    from headcodes.models import Model
-    from headcodes.prompts import TokenPairs
+    from headcodes.models.model import Model
+    from headcodes.prompts.tokens import TokenPairs
 
 # Pairs whose positions are looked at one by one; more change the ranking little (docs/recipe.md).
 N_MEASURED = 64
@@ -67,13 +66,13 @@ def _changes(inputs: Inputs, measured: TokenPairs) -> tuple[np.ndarray, np.ndarr
     """``changes``, or what an earlier run kept of them: with the activations at hand no model need be opened."""
     if not inputs.cache:
         return changes(inputs.model, measured)
-    from headcodes.activation_cache import kept
+    from headcodes.activations.cache import kept
 
     def make() -> dict[str, Tensor]:
         to_answer, to_stream = changes(inputs.model, measured)
         return {"to_answer": torch.from_numpy(to_answer), "to_stream": torch.from_numpy(to_stream)}
 
-    found = kept(inputs.model, measured, f"changes {checksum(Path(__file__))}", make)
+    found = kept(inputs.model, measured, "changes", make)
     return found["to_answer"].numpy(), found["to_stream"].numpy()
 
 

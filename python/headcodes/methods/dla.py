@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from headcodes.gradients import Batch, batches, node_bytes_per_token, ready, run
-from headcodes.methods.inputs import Findings
+from headcodes.interventions.reads import Reads
+from headcodes.interventions.runs import Batch, batches, node_bytes_per_token, ready, run
+from headcodes.methods.findings import Findings
 from headcodes.progress import progress
-from headcodes.reads import Reads
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
-    from headcodes.models import Model
+    from headcodes.models.model import Model
 
 
 def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:

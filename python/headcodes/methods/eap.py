@@ -25,7 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headcodes.gradients import (
+from headcodes.graph import Edges
+from headcodes.interventions.reads import Reads, edge_bytes_per_token, edge_names
+from headcodes.interventions.runs import (
     NO_EDITS,
     Batch,
     Edits,
@@ -36,16 +38,15 @@ from headcodes.gradients import (
     require_equal_lengths,
     run,
 )
-from headcodes.methods.inputs import Edges, Findings
+from headcodes.methods.findings import Findings
 from headcodes.progress import progress
-from headcodes.reads import Reads, edge_bytes_per_token, edge_names
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
-    from headcodes.models import Model
+    from headcodes.models.model import Model
 
 STEPS = 5
 

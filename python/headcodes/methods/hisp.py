@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headcodes.gradients import batches, node_bytes_per_token, ready, run
-from headcodes.methods.inputs import Findings
+from headcodes.interventions.runs import batches, node_bytes_per_token, ready, run
+from headcodes.methods.findings import Findings
 from headcodes.progress import progress
 
 if TYPE_CHECKING:

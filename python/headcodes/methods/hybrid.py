@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headcodes.activations import HeadActivations
-from headcodes.gradients import Batch, batches, node_bytes_per_token, ready, require_equal_lengths, run
-from headcodes.methods.code_sets import Recipe, make_codes
-from headcodes.methods.inputs import Findings
+from headcodes.activations.capture import HeadActivations
+from headcodes.codes.recipes import Recipe, make_codes
+from headcodes.codes.sae import TrainConfig
+from headcodes.interventions.runs import Batch, batches, node_bytes_per_token, ready, require_equal_lengths, run
+from headcodes.methods.findings import Findings
 from headcodes.progress import progress
-from headcodes.sae import TrainConfig
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -63,8 +63,9 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
     activations = HeadActivations(
         z.to(model.device), model.W_O.flatten(0, 1), model.n_layers, model.n_heads, positions="mean"
     )
-    make_codes(found, activations, RECIPE, seeds, inputs.n_train, inputs.backend)
-    for findings in found:
+    coded = make_codes(activations, RECIPE, seeds, inputs.n_train, inputs.backend, found[0].timed)
+    for findings, each in zip(found, coded, strict=True):
+        findings.take_codes(each)
         assert findings.codes is not None
         findings.judged = np.ones(2 * n_pairs, dtype=bool)
         findings.set_signed(products.mean(0))

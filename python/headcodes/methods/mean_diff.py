@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headcodes.methods.inputs import Findings
+from headcodes.methods.findings import Findings
 
 if TYPE_CHECKING:
     from headcodes.methods import Level

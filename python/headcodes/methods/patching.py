@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from headcodes.methods.inputs import Findings
-from headcodes.patching import causal_truth, path_effects
+from headcodes.interventions.patch import causal_truth
+from headcodes.interventions.paths import path_effects
+from headcodes.methods.findings import Findings
 
 if TYPE_CHECKING:
     from headcodes.methods import Level

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headcodes.ablation import Ablation, HeadAblation, Loss, loss_of
-from headcodes.gradients import Edit, Edits, ready, run
-from headcodes.methods.inputs import Findings
+from headcodes.interventions.ablate import Ablation, HeadAblation, Loss, loss_of
+from headcodes.interventions.runs import Edits, ready, run
+from headcodes.methods.findings import Findings
+from headcodes.models.hooks import Edit
 from headcodes.progress import progress
 
 if TYPE_CHECKING:

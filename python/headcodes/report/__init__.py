@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from headcodes.report.folders import read_runs
 from headcodes.report.page import write_page, write_report
-from headcodes.report.records import RunRecord, read_runs
+from headcodes.report.records import RunRecord
 
 __all__ = ["RunRecord", "read_runs", "write_page", "write_report"]

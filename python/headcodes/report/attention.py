@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from headcodes.models import Model
+    from headcodes.models.model import Model
     from headcodes.result import Result
 
 _FILE = "attention.safetensors"
@@ -53,7 +53,7 @@ def attention_examples(model: Model, result: Result, top: int = 20, n_pairs: int
     Raises:
         HeadcodesError: the model gives no attention weights.
     """
-    from headcodes.prompts import tokenize
+    from headcodes.prompts.tokens import tokenize
 
     tokens = tokenize(result.pairs, model.tokenizer, result.bos)
     heads = tuple(result.circuit(top).heads)

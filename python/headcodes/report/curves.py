@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headcodes import metrics, truths
+from headcodes import metrics
 from headcodes.errors import HeadcodesError
-from headcodes.report.figures import Curve
+from headcodes.evaluation import truths
+from headcodes.report.curve_figures import Curve
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from headcodes.circuit import Circuit, parse_head, split_slot, stage
+from headcodes.circuit.circuit import Circuit
+from headcodes.graph import parse_head, split_slot, stage
 
 Point = tuple[float, float]
 Edge = tuple[str, str]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from headcodes.errors import HeadcodesError
-from headcodes.report import figures
+from headcodes.report import curve_figures, figures
 from headcodes.report.codes import edge_notes, node_notes
 from headcodes.report.curves import curves_against
 from headcodes.report.records import record_of
@@ -66,7 +66,7 @@ def plot_curves(
         HeadcodesError: the truth has another shape, or only one class; the backend is unknown or not installed.
     """
     curves = curves_against(result.head_scores, truth, f"{result.method} against {name}")
-    return _drawn(figures.curves_figure([curve for curve in curves if curve.kind == kind]), backend)
+    return _drawn(curve_figures.curves_figure([curve for curve in curves if curve.kind == kind]), backend)
 
 
 def _drawn(figure: figures.Figure, backend: str) -> Any:

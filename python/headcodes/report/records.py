@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headcodes.circuit import Circuit, parse_head
-from headcodes.errors import HeadcodesError
-from headcodes.prompts import PromptPairs
-from headcodes.report.attention import AttentionPattern, load_attention
-from headcodes.report.curves import curves_of_evaluation, published_curves
-from headcodes.report.figures import Curve
-from headcodes.seeds import check_seeds
+from headcodes.circuit.circuit import Circuit
+from headcodes.graph import parse_head
+from headcodes.prompts.pairs import PromptPairs
+from headcodes.report.attention import AttentionPattern
+from headcodes.report.curve_figures import Curve
+from headcodes.report.curves import published_curves
 
 if TYPE_CHECKING:
     from headcodes.result import Result
+
 
 # What a reader is told of several seeds: of heads and of pairs.
 SEED_LABELS = ("spread", "consensus")
@@ -34,33 +31,7 @@ _PER_HEAD = {
     "head_spread": SEED_LABELS[0],
     "head_consensus": SEED_LABELS[1],
 }
-_ARRAYS = ("codes", "judged", "pair_p_family", "pair_q_values", "head_scores_by_seed", "pair_spread", "pair_consensus")
-_NUMBER, _TEXT = (int, float), (str,)
-_REQUIRED: dict[str, tuple[type, ...]] = {
-    "model": _TEXT,
-    "task": _TEXT,
-    "negative": _TEXT,
-    "method": _TEXT,
-    "level": _TEXT,
-    "seed": (int,),
-    "n_layers": (int,),
-    "n_heads": (int,),
-    "head_scores": (list,),
-    "circuit": (dict,),
-    "task_check": (dict,),
-    "timings_s": (dict,),
-    "versions": (dict,),
-}
-# Each of these may be missing, or null.
-_OPTIONAL: dict[str, tuple[type, ...]] = {
-    "revision": _TEXT,
-    "dtype": _TEXT,
-    "positions": _TEXT,
-    "bos_added": (bool,),
-    "n_prompts": (int,),
-    "n_train": (int,),
-    "dead_share": _NUMBER,
-}
+ARRAYS = ("codes", "judged", "pair_p_family", "pair_q_values", "head_scores_by_seed", "pair_spread", "pair_consensus")
 
 
 @dataclass(frozen=True)
@@ -150,7 +121,7 @@ class RunRecord:
         else:
             words += ["--prompts", "prompts.json"]
         words += ["--method", run["method"], "--level", run["level"]]
-        words += _options(run, "n_train", "positions", "seed", "dtype", "threads", "bos", "fdr")
+        words += option_words(run, "n_train", "positions", "seed", "dtype", "threads", "bos", "fdr")
         if run.get("seeds"):
             words += ["--seeds", self.seeds]
         if run.get("verification"):
@@ -168,246 +139,14 @@ def record_of(result: Result, top: int = 20, attention: Sequence[AttentionPatter
     return RunRecord(
         document=result.as_json(top),
         circuit=result.circuit(top),
-        arrays={name: array for name, array in found.items() if array is not None and name in _ARRAYS},
+        arrays={name: array for name, array in found.items() if array is not None and name in ARRAYS},
         pairs=result.pairs,
         attention=attention,
         curves=published_curves(result.model, result.pairs.task, result.method, result.head_scores),
     )
 
 
-def read_folder(folder: Path | str) -> RunRecord:
-    """Read a folder that ``Result.save`` wrote.
-
-    An evaluation.json beside the result (``Evaluation.as_dict``) adds causal effects and curves against its truth;
-    without one, published truths of the same model and task are taken.
-
-    Raises:
-        HeadcodesError: there is no result.json, or a file is damaged; the message names the file.
-    """
-    folder = Path(folder)
-    path = folder / "result.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise HeadcodesError(
-            "a run is a folder that `headcodes discover --out` wrote", f"{path}: {reason}", "Give such a folder."
-        ) from error
-    _check(document, path)
-    try:
-        return _from_folder(folder, document)
-    except HeadcodesError as error:
-        raise HeadcodesError(f"{folder}: {error.must}", error.got, error.mend) from error
-    except Exception as error:  # safetensors raises its own kinds
-        raise HeadcodesError(
-            f"the files in {folder} belong together and are whole",
-            f"{type(error).__name__}: {error}",
-            "Write the run again with `headcodes discover --out`.",
-        ) from error
-
-
-def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
-    from safetensors.numpy import load_file
-
-    scores = folder / "scores.safetensors"
-    stored = load_file(scores) if scores.exists() else {}
-    arrays = {name: stored[name] for name in _ARRAYS if name in stored}
-    prompts, judged = folder / "prompts.json", folder / "evaluation.json"
-    shape = document["n_layers"], document["n_heads"]
-    scores_of_heads = np.array(document["head_scores"], dtype=np.float64).reshape(shape)
-    if judged.exists():
-        evaluation = json.loads(judged.read_text(encoding="utf-8"))
-        curves = curves_of_evaluation(evaluation, document["method"], scores_of_heads)
-        if "head_effects" in (evaluation["truth"] or {}):
-            arrays["causal_effects"] = np.array(evaluation["truth"]["head_effects"], dtype=np.float64)
-    else:
-        curves = published_curves(document["model"], document["task"], document["method"], scores_of_heads)
-    record = RunRecord(
-        document=document,
-        circuit=Circuit.from_json(folder / "circuit.json"),
-        arrays=arrays,
-        pairs=PromptPairs.from_json(prompts) if prompts.exists() else None,
-        attention=load_attention(folder),
-        curves=curves,
-    )
-    n_component = document["n_layers"] * document["n_heads"]
-    if (record.circuit.n_layers, record.circuit.n_heads) != shape:
-        raise ValueError("circuit.json and result.json are of models of different shapes")
-    _ = record.head_values  # numbers of the wrong kind or count are found here, not while drawing
-    codes = arrays.get("codes")
-    for name, array in arrays.items():
-        if name.startswith("pair_") and array.shape != (n_component, n_component):
-            raise ValueError(f"{name} have shape {array.shape} for {n_component} heads")
-    n_seeds = len(check_seeds(document["seeds"])) if "seeds" in document else 0
-    by_seed = arrays.get("head_scores_by_seed")
-    if by_seed is not None and by_seed.shape != (n_seeds, *shape):
-        raise ValueError(f"scores by seed have shape {by_seed.shape} for {n_seeds} seeds")
-    if by_seed is not None and not np.isfinite(by_seed).all():
-        raise ValueError("not every score by seed is a finite number")
-    if codes is not None and (codes.ndim != 2 or codes.shape[1] != n_component):
-        raise ValueError(f"codes have shape {codes.shape} for {n_component} heads")
-    if codes is not None and record.pairs is not None and len(codes) != 2 * len(record.pairs):
-        raise ValueError(f"{len(codes)} rows of codes for {len(record.pairs)} prompt pairs")
-    if codes is not None and len(arrays.get("judged", codes)) != len(codes):
-        raise ValueError(f"{len(arrays['judged'])} marks of judged prompts for {len(codes)} rows of codes")
-    return record
-
-
-def read_store(folder: Path | str, top: int = 20) -> list[RunRecord]:
-    """Read the cells of a scan's store, failed ones too, sorted by what was asked; a store keeps no prompts' texts.
-
-    Raises:
-        HeadcodesError: it is no store, or a file of its arrays is damaged.
-    """
-    from headcodes.scan.store import load_store
-
-    rows = load_store(folder).to_pylist()
-    asked = ("model", "revision", "task", "negative", "method", "level")
-    rows.sort(key=lambda row: ([str(row[name]) for name in asked], row["seed"]))
-    return [_from_row(row, Path(folder), top) for row in rows]
-
-
-def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
-    from safetensors.numpy import load_file
-
-    arrays: dict[str, np.ndarray] = {}
-    if row["arrays_sha256"]:
-        path = folder / "arrays" / f"{row['identity']}.safetensors"
-        try:
-            arrays = load_file(path)
-        except Exception as error:  # safetensors raises its own kinds
-            raise HeadcodesError(
-                "the arrays of a cell are whole", f"{path}: {error}", "Run the scan again: it mends damaged cells."
-            ) from error
-    # A cell that failed before its model was read has no shape.
-    shape = row["n_layers"] or 1, row["n_heads"] or 1
-    scores = np.array(row["head_scores"] or [0.0] * (shape[0] * shape[1]), dtype=np.float64).reshape(shape)
-    check = ("n_pairs", "share_right", "positive_logit_diff", "negative_logit_diff")
-    document = {
-        **{name: value for name, value in row.items() if value is not None and name in _FROM_ROW},
-        "negative": row["negative"] or "",
-        "head_scores": scores.ravel().tolist(),
-        "task_check": {name: row[name] for name in check if row[name] is not None},
-        "timings_s": dict(row["timings_s"] or ()),
-        "versions": dict(row["versions"] or ()),
-        "command": _scan_command(row),
-        "whole_page": _page_command(row),
-    }
-    circuit = Circuit.from_scores(
-        scores,
-        top=top,
-        pair_scores=arrays.get("pair_scores"),
-        model=row["model"],
-        task=row["task"],
-        method=row["method"],
-        d_model=row["d_model"],
-        parallel_attn_mlp=bool(row["parallel_attn_mlp"]),
-    )
-    failure = (row["error"] or "no reason given") if row["status"] != "done" else None
-    return RunRecord(
-        document=document,
-        circuit=circuit,
-        arrays={name: arrays[name] for name in ("codes", "judged") if name in arrays},
-        curves=[] if failure else published_curves(row["model"], row["task"], row["method"], scores),
-        error=failure,
-    )
-
-
-_FROM_ROW = (
-    *("model", "revision", "task", "method", "seed", "level", "n_prompts", "prompt_seed", "n_train", "positions"),
-    *("bos", "bos_added", "dtype", "device", "threads", "backend"),
-    *("n_layers", "n_heads", "mention_scores", "dead_share"),
-)
-
-
-def _options(settings: Mapping[str, Any], *names: str) -> list[Any]:
+def option_words(settings: Mapping[str, Any], *names: str) -> list[Any]:
     """Return the settings that have a value as words of a command line."""
     given = [name for name in names if settings.get(name) is not None]
     return [word for name in given for word in ("--" + name.replace("_", "-"), settings[name])]
-
-
-def _scan_command(row: Mapping[str, Any]) -> str:
-    """Return the scan of this one cell."""
-    model = row["model"] if row["revision"] is None else f"{row['model']}@{row['revision']}"
-    # A cell that failed early, and one of a prompt file, names no negative.
-    task = row["task"] if row["prompts"] or not row["negative"] else f"{row['task']}:{row['negative']}"
-    lists = {"models": model, "tasks": task, "methods": row["method"], "seeds": row["seed"]}
-    words = ["headcodes", "scan", *_options(lists, *lists)]
-    words += _options(
-        row, "level", "n_prompts", "prompt_seed", "n_train", "positions", "bos", "device", "dtype", "threads"
-    )
-    return shlex.join(map(str, [*words, "--store", "store"]))
-
-
-def _page_command(row: Mapping[str, Any]) -> str:
-    """Return what makes this cell again with its prompts and attention: a command line, or Python where none can."""
-    if row["prompts"] or row["seed"] == row["prompt_seed"]:
-        words = ["headcodes", "discover", *_options(row, "model", "revision")]
-        if row["prompts"]:
-            words += ["--prompts", row["task"]]
-        else:
-            words += _options({**row, "negative": row["negative"] or None}, "task", "negative", "n_prompts")
-        words += _options(row, "method", "level", "n_train", "positions", "seed", "bos", "device", "dtype", "threads")
-        return shlex.join(map(str, [*words, "--out", "cell"]))
-    # `discover --seed` is of prompts and method at once; a scan keeps the two apart.
-    build = {"n": row["n_prompts"], "seed": row["prompt_seed"], "negative": row["negative"]}
-    run = {name: row[name] for name in ("method", "level", "seed", "n_train", "positions", "bos", "threads")}
-
-    def written(values: Mapping[str, Any]) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not None)
-
-    load = written({name: row[name] for name in ("revision", "device", "dtype")})
-    return "\n".join(
-        [
-            "import headcodes",
-            f"model = headcodes.load_model({row['model']!r}, {load})",
-            f"pairs = headcodes.tasks.get({row['task']!r}).build(model.tokenizer, {written(build)})",
-            f"headcodes.discover(model, pairs, {written(run)}).save('cell', model=model)",
-        ]
-    )
-
-
-def _check(document: Any, path: Path) -> None:
-    if not isinstance(document, dict):
-        raise HeadcodesError(f"{path} holds a JSON object", type(document).__name__, "Write the run again.")
-    for name, kinds in (_REQUIRED | _OPTIONAL).items():
-        value = document.get(name)
-        if value is None and name in _OPTIONAL:
-            continue
-        # bool is an int to Python, never to a reader of the file.
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            kind = " or ".join(kind.__name__ for kind in kinds)
-            raise HeadcodesError(f"'{name}' of {path} is a {kind}", repr(value)[:80], "Write the run again.")
-    for name in ("task_check", "timings_s"):
-        for key, value in document[name].items():
-            if not isinstance(value, _NUMBER) or not abs(value) <= sys.float_info.max:
-                raise HeadcodesError(
-                    f"'{name}' of {path} holds finite numbers", f"{key}: {value!r}"[:80], "Write the run again."
-                )
-
-
-def read_runs(sources: Iterable[RunRecord | Path | str]) -> list[RunRecord]:
-    """Read every run that ``sources`` name, in order.
-
-    A source is a record, the folder of a run, a folder of such folders (taken in the order of their names), or a
-    scan store.
-
-    Raises:
-        HeadcodesError: a source is none of these, or there is no run at all.
-    """
-    runs: list[RunRecord] = []
-    for source in sources:
-        if isinstance(source, RunRecord):
-            runs.append(source)
-            continue
-        folder = Path(source)
-        inner = sorted(path.parent for path in folder.glob("*/result.json"))
-        if (folder / "cells").is_dir():
-            runs += read_store(folder)
-        elif (folder / "result.json").exists() or not inner:
-            runs.append(read_folder(folder))
-        else:
-            runs += [read_folder(path) for path in inner]
-    if not runs:
-        raise HeadcodesError("a report shows at least one run", "none", "Name the folders of runs.")
-    return runs

@@ -5,6 +5,6 @@ from __future__ import annotations
 from headcodes.scan.plan import Cell as Cell
 from headcodes.scan.plan import Plan as Plan
 from headcodes.scan.run import scan as scan
-from headcodes.scan.store import load_store as load_store
+from headcodes.store.cells import load_store as load_store
 
 __all__ = ["Cell", "Plan", "load_store", "scan"]

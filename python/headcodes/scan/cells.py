@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from headcodes.methods.inputs import Inputs
-    from headcodes.models import Model
+    from headcodes.models.model import Model
 
 # A cell with its identity, which is dear to work out.
 Job = tuple[str, Cell]
@@ -106,7 +106,8 @@ class Worker:
         Raises:
             HeadcodesError: the cell is another one here and now: other code, libraries or weights.
         """
-        from headcodes.discovery import explain, torch_threads
+        from headcodes.discovery import explain
+        from headcodes.models.devices import torch_threads
 
         try:
             with torch_threads(cell.threads):
@@ -180,7 +181,7 @@ def _kept(make: Any, *arguments: Any) -> Any:
 
 
 def _load(cell: Cell) -> Model:
-    from headcodes.models import load_model
+    from headcodes.models.load import load_model
 
     return load_model(cell.model, revision=cell.revision, device=cell.device, dtype=cell.dtype)
 
@@ -188,7 +189,8 @@ def _load(cell: Cell) -> Model:
 def _capture(model: Model, cell: Cell) -> Inputs:
     from headcodes import tasks
     from headcodes.methods.inputs import Inputs
-    from headcodes.prompts import PromptPairs, tokenize
+    from headcodes.prompts.pairs import PromptPairs
+    from headcodes.prompts.tokens import tokenize
 
     if cell.prompts:
         if checksum(Path(cell.task)) != cell.prompts:
@@ -228,7 +230,7 @@ def row_of(identity: str, cell: Cell, **found: Any) -> dict[str, Any]:
 
 def failed(identity: str, cell: Cell, error: str) -> dict[str, Any]:
     """Return the row of a cell that came to nothing."""
-    from headcodes.result import versions
+    from headcodes.provenance import versions
 
     return row_of(identity, cell, status="failed", error=error, versions=list(versions().items()))
 
@@ -245,7 +247,7 @@ def _peak_memory_bytes(device: str) -> int:
 def weight_files(cell: Cell) -> list[Path]:
     """Return the files on this machine that loading a cell's model will read; none where they are not known."""
     from headcodes.files import cache_dir
-    from headcodes.sources import hub_folder, resolve
+    from headcodes.models.sources import hub_folder, resolve
 
     try:
         found = resolve(cell.model, cell.revision)

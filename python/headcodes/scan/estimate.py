@@ -107,7 +107,7 @@ def _worker_bytes(sizes: Iterable[float | None]) -> int:
 
 
 def _measured(store: Path | str) -> dict[tuple[Any, ...], list[dict[str, float]]]:
-    from headcodes.scan.store import load_store
+    from headcodes.store.cells import load_store
 
     if not (Path(store) / "cells").is_dir():
         return {}
@@ -128,7 +128,7 @@ def _weights_bytes(cell: Cell, downloads: dict[str, int | None]) -> float | None
 
     Converted GGUF files are float32, so their bytes are those of float32.
     """
-    from headcodes.sources import hub_answers, hub_folder, resolve
+    from headcodes.models.sources import hub_answers, hub_folder, resolve
 
     try:
         found = resolve(cell.model, cell.revision)

@@ -81,7 +81,9 @@ class _Pool:
         self._gpus = named.split(",") if named else [str(gpu) for gpu in range(n_gpus)]
         # CUDA and threads do not survive a fork; the server has neither, and imports for all workers once.
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["headcodes.discovery", "headcodes.models", "transformers.modeling_utils"])
+        self._context.set_forkserver_preload(
+            ["headcodes.discovery", "headcodes.models.load", "transformers.modeling_utils"]
+        )
         self.processes: dict[Connection, ForkServerProcess] = {}
         self.numbers: dict[Connection, int] = {}
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from headcodes import methods, tasks
 from headcodes.errors import HeadcodesError
 from headcodes.files import checksum
+from headcodes.provenance import code_checksum, library_versions
 from headcodes.seeds import parse_seeds
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class Cell:
 
     def identity(self) -> str:
         """Return 32 hexadecimal digits that differ as soon as settings, model, prompts, code or libraries differ."""
-        content = [asdict(self), _model_checksum(self.model, self.revision), code_checksum(), _library_versions()]
+        content = [asdict(self), _model_checksum(self.model, self.revision), code_checksum(), library_versions()]
         return checksum(json.dumps(content, sort_keys=True).encode())[:32]
 
     @property
@@ -134,7 +133,7 @@ class Plan:
 
     def resolved(self, here: bool = True) -> Plan:
         """Return the same plan with what "auto" stands for on this machine."""
-        from headcodes.models import choose_device, choose_dtype
+        from headcodes.models.devices import choose_device, choose_dtype
 
         if not here and self.device != "auto" and self.dtype != "auto":
             return self
@@ -287,7 +286,7 @@ def _refuse_twice(node: Any, path: Path) -> None:
 
 @cache
 def _model_checksum(model: str, revision: str | None) -> str:
-    from headcodes.sources import hub_answers, resolve
+    from headcodes.models.sources import hub_answers, resolve
 
     if model.startswith("planted-"):
         return model  # made by code
@@ -307,34 +306,3 @@ def _model_checksum(model: str, revision: str | None) -> str:
 def forget_models() -> None:
     """Look at models' files anew for the next identity; files may change while a process lives."""
     _model_checksum.cache_clear()
-
-
-# Code that shows results and makes none.
-_SHOWS = ("cli.py", "progress.py", "export.py", "report")
-
-
-@cache
-def code_checksum() -> str:
-    """Return one SHA-256 over what of headcodes can change a result: its Python code and its C++ core."""
-    import headcodes
-    import headcodes_kernels
-    from headcodes import _core
-
-    digests = {f"_core {checksum(Path(_core.__file__))}"}
-    for package in (headcodes, headcodes_kernels):
-        for folder in map(Path, package.__path__):
-            for path in folder.rglob("*.py"):
-                if path.relative_to(folder).parts[0] not in _SHOWS:
-                    digests.add(f"{path.relative_to(folder).as_posix()} {checksum(path)}")
-    return checksum("\n".join(sorted(digests)).encode())
-
-
-@cache
-def _library_versions() -> tuple[str, ...]:
-    found = []
-    for package in ("torch", "transformers", "triton", "numpy", "tokenizers"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    return (*found, os.environ.get("HEADCODES_BACKEND", ""), os.environ.get("HEADCODES_ISA", ""))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from headcodes.errors import HeadcodesError
 from headcodes.scan.cells import Job
 from headcodes.scan.plan import Cell, Plan, forget_models
-from headcodes.scan.store import Store, statuses
+from headcodes.store.cells import Store, statuses
 
 if TYPE_CHECKING:
     from headcodes.scan.cells import Outcome

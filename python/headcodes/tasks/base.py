@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from headcodes.errors import HeadcodesError
-from headcodes.prompts import PromptPair, PromptPairs, Tokenizer, continuation_ids
+from headcodes.prompts.pairs import PromptPair, PromptPairs
+from headcodes.prompts.tokens import Tokenizer, continuation_ids
 
 Draw = Callable[[random.Random], PromptPair]
 

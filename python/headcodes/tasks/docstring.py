@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from headcodes.prompts import PromptPair, Tokenizer
+from headcodes.prompts.pairs import PromptPair
+from headcodes.prompts.tokens import Tokenizer
 from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
 
 # Every argument but self follows ",", and every documented one ":param", so that all carry a leading space.

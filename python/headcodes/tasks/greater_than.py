@@ -19,7 +19,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from headcodes.prompts import PromptPair, Tokenizer, continuation_ids
+from headcodes.prompts.pairs import PromptPair
+from headcodes.prompts.tokens import Tokenizer, continuation_ids
 from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
 
 NOUNS = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from headcodes.prompts import PromptPair, Tokenizer
+from headcodes.prompts.pairs import PromptPair
+from headcodes.prompts.tokens import Tokenizer
 from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
 
 # {first} and {second} are the names of the first clause, {giver} the one that is repeated.

@@ -1,0 +1,1 @@
+"""Head activations: captured, packed, kept."""

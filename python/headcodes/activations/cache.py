@@ -1,0 +1,321 @@
+"""Captured activations, kept on disk under what they follow from: a second run needs neither model nor transformers.
+
+An entry is found by its content (model, token ids, positions, dtype, device, threads, versions), or by the request
+that led to it (model file, task or prompt file, seed, ...), which is known before any model is opened. Anything else
+that those two name gives another key; an entry that cannot be read is as good as none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from headcodes import __version__
+from headcodes.activations.capture import HeadActivations, capture
+from headcodes.activations.packing import Positions
+from headcodes.files import atomic_write, cache_dir, checksum
+from headcodes.models.model import Model
+from headcodes.prompts.pairs import PromptPair, PromptPairs
+from headcodes.prompts.tokens import TokenPairs
+from headcodes.provenance import code_checksum
+
+if TYPE_CHECKING:
+    from headcodes.models.sources import Source
+
+
+MAX_BYTES = 2 << 30
+_FORMAT = 1
+_ABOUT = ("name", "revision", "family", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_model", "d_vocab")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of ``headcodes cache ls``: what was captured, how large it is, when it was last used (Unix time, s)."""
+
+    key: str
+    model: str
+    task: str
+    n_pairs: int
+    n_bytes: int
+    used_s: float
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What a request led to before: everything that ``methods.Inputs`` is made of."""
+
+    model: Model
+    tokens: TokenPairs
+    activations: HeadActivations
+    logits: list[Tensor]
+
+
+class RememberedModel(Model):
+    """A model known by its sizes and output weights; the model itself is opened when somebody asks for more."""
+
+    def __init__(self, about: Mapping[str, Any], W_O: Tensor, load: Callable[[], Model]) -> None:
+        self._load = load
+        self._dtype, self._device = W_O.dtype, W_O.device
+        sizes = {name: about[name] for name in (*_ABOUT, "parallel_attn_mlp")}
+        self.__dict__ |= sizes | {"checksum": about["checksum"]}
+        self.__dict__["W_O"] = W_O.view(self.n_layers, self.n_heads, self.d_head, self.d_model)
+
+    def __getattr__(self, name: str) -> Any:
+        # Reached only for what is not known: module, tokenizer, layers, projections, ...
+        if name.startswith("__") or name in ("_load", "_opened"):
+            raise AttributeError(name)
+        if "_opened" not in self.__dict__:
+            self._opened = self._load()
+        return getattr(self._opened, name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the activations lie."""
+        return self._device
+
+
+def request_key(
+    source: Source, prompts: Mapping[str, Any], *, device: torch.device, dtype: torch.dtype, **options: Any
+) -> str | None:
+    """Return the key of a request, or None where only opening the model can tell what it is.
+
+    Args:
+        source: from ``sources.resolve``.
+        prompts: what names the prompts: ``{"task", "n", "seed", "negative"}``, or ``{"prompts": checksum of the
+        file}``. device, dtype: from ``choose_device`` and ``choose_dtype``.
+        options: whatever else the activations follow from: bos, positions, projection.
+    """
+    if source.checksum is None:
+        return None
+    return _key({"source": source.checksum, "name": source.name, "prompts": dict(prompts), **options}, device, dtype)
+
+
+def content_key(model: Model, tokens: TokenPairs, positions: Positions | str) -> str:
+    """Return the key of activations, or of what else ``positions`` names: everything their bits depend on."""
+    content = {
+        "model": model.checksum,
+        "clean": tokens.clean,
+        "corrupt": tokens.corrupt,
+        "scored": tokens.scored_ids,
+        "positions": positions if isinstance(positions, str) else [list(places) for places in positions],
+    }
+    return _key(content, model.device, model.dtype)
+
+
+def _key(content: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> str:
+    surroundings = {
+        "format": _FORMAT,
+        "headcodes": __version__,
+        "code": code_checksum(),
+        "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
+        # Sums round by how they are shared out: another number of threads, another device, other bits.
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else torch.backends.cpu.get_cpu_capability(),
+        "dtype": str(dtype),
+    }
+    return checksum(json.dumps([surroundings, content], sort_keys=True, default=str).encode())
+
+
+def captured(
+    model: Model, tokens: TokenPairs, positions: Positions = "mean", *, request: str | None = None
+) -> tuple[HeadActivations, list[Tensor]]:
+    """Return ``capture`` of all clean prompts, then all corrupted ones, with the scored ids' logits: read or made
+    and kept.
+
+    Args:
+        model, tokens, positions: as for ``capture``.
+        request: the key under which ``recall`` shall find them, tokens included.
+    """
+    key = content_key(model, tokens, positions)
+    found = _read(key, model.device)
+    if found is None:
+        found = _fresh(model, tokens, positions)
+        _write(key, model, tokens, *found)
+    if request is not None:
+        about = {name: getattr(model, name) for name in (*_ABOUT, "parallel_attn_mlp", "checksum")}
+        note = {"entry": key, "model": about, "tokens": _tokens_to_json(tokens)}
+        with atomic_write(_folder() / f"{request}.request.json") as temporary:
+            temporary.write_text(json.dumps(note))
+    return found
+
+
+def _fresh(model: Model, tokens: TokenPairs, positions: Positions) -> tuple[HeadActivations, list[Tensor]]:
+    activations, logits = capture(
+        model, tokens.clean + tokens.corrupt, positions=positions, answer_ids=tokens.scored_ids * 2
+    )
+    assert logits is not None
+    return activations, logits
+
+
+def kept(model: Model, tokens: TokenPairs, what: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """Return small tensors that a model and prompts alone decide: read, or made and kept.
+
+    Args:
+        what: names them; anything else they follow from, such as the code that makes them, belongs into it.
+    """
+    key = content_key(model, tokens, what)
+    path = _folder() / f"{key}.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        now = time.time()
+        os.utime(path, (now, now))
+        return found
+    except (OSError, SafetensorError):
+        made = {name: part.cpu().contiguous() for name, part in make().items()}
+        about = {"model": model.name, "task": tokens.pairs.task, "n_pairs": len(tokens)}
+        with atomic_write(path) as temporary:
+            save_file(made, temporary, metadata={"headcodes": json.dumps(about)})
+        return made
+
+
+def recall(request: str, device: torch.device, load: Callable[[], Model]) -> Remembered | None:
+    """Return what an earlier run left under a request, or None.
+
+    Args:
+        request: from ``request_key``. device: where the activations shall lie.
+        load: opens the model; called only if something is wanted that was not kept.
+    """
+    try:
+        note = json.loads((_folder() / f"{request}.request.json").read_text())
+        tokens = _tokens_from_json(note["tokens"])
+        found = _read(note["entry"], device)
+        if found is None:
+            return None
+        model = RememberedModel(note["model"], found[0].W_O, load)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return None
+    return Remembered(model, tokens, *found)
+
+
+def ls() -> list[Entry]:
+    """Return the entries, the one used last first."""
+    rows = []
+    for path in _entries():
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads(file.metadata()["headcodes"])
+            status = path.stat()
+            rows.append(
+                Entry(path.stem, about["model"], about["task"], about["n_pairs"], status.st_size, status.st_mtime)
+            )
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            continue
+    return sorted(rows, key=lambda row: -row.used_s)
+
+
+def clear() -> int:
+    """Remove every entry; return the number of bytes that were freed. Converted models stay."""
+    freed = 0
+    for path in [*_entries(), *_folder().glob("*.request.json")]:
+        freed += path.stat().st_size
+        path.unlink(missing_ok=True)
+    return freed
+
+
+def _folder() -> Path:
+    return cache_dir() / "activations"
+
+
+def _entries() -> Iterator[Path]:
+    return _folder().glob("*.safetensors")
+
+
+def _read(key: str, device: torch.device) -> tuple[HeadActivations, list[Tensor]] | None:
+    path = _folder() / f"{key}.safetensors"
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            about = json.loads(file.metadata()["headcodes"])
+            activations = HeadActivations(
+                file.get_tensor("z"), file.get_tensor("W_O"), about["n_layers"], about["n_heads"], about["positions"]
+            )
+            logits = list(file.get_tensor("logits").cpu().split(about["n_scored"]))
+        now = time.time()
+        os.utime(path, (now, now))
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
+        return None
+    return activations, logits
+
+
+def _write(key: str, model: Model, tokens: TokenPairs, activations: HeadActivations, logits: list[Tensor]) -> None:
+    about = {
+        "model": model.name,
+        "task": tokens.pairs.task,
+        "n_pairs": len(tokens),
+        "n_layers": activations.n_layers,
+        "n_heads": activations.n_heads,
+        "positions": activations.positions,
+        "n_scored": [len(values) for values in logits],
+    }
+    parts = {"z": activations.z.contiguous(), "W_O": activations.W_O.detach().contiguous(), "logits": torch.cat(logits)}
+    n_bytes = sum(part.numel() * part.element_size() for part in parts.values())
+    if n_bytes > MAX_BYTES:
+        return
+    with atomic_write(_folder() / f"{key}.safetensors") as temporary:
+        save_file(parts, temporary, metadata={"headcodes": json.dumps(about)})
+    _shrink(keep=key)
+
+
+def _shrink(keep: str) -> None:
+    """Remove the entries unused for longest until the rest fit ``MAX_BYTES``, and requests that lead nowhere."""
+    entries = sorted(_entries(), key=lambda path: (path.stem != keep, -path.stat().st_mtime))
+    total = 0
+    for path in entries:
+        n_bytes = path.stat().st_size
+        if total + n_bytes > MAX_BYTES and path.stem != keep:
+            path.unlink(missing_ok=True)
+        else:
+            total += n_bytes
+    left = {path.stem for path in _entries()}
+    for path in _folder().glob("*.request.json"):
+        try:
+            entry = json.loads(path.read_text())["entry"]
+        except (OSError, ValueError, KeyError):
+            entry = None
+        if entry not in left:
+            path.unlink(missing_ok=True)
+
+
+def _tokens_to_json(tokens: TokenPairs) -> dict[str, Any]:
+    parts = ("clean", "corrupt", "answers", "wrong_answers", "bos")
+    texts = {
+        "task": tokens.pairs.task,
+        "negative": tokens.pairs.negative,
+        "pairs": [asdict(pair) for pair in tokens.pairs],
+    }
+    return {part: getattr(tokens, part) for part in parts} | {"texts": texts}
+
+
+def _tokens_from_json(kept: Mapping[str, Any]) -> TokenPairs:
+    texts = kept["texts"]
+    pairs = tuple(
+        PromptPair(pair["clean"], pair["corrupt"], tuple(pair["answers"]), tuple(pair["wrong_answers"]))
+        for pair in texts["pairs"]
+    )
+    return TokenPairs(
+        clean=kept["clean"],
+        corrupt=kept["corrupt"],
+        answers=kept["answers"],
+        wrong_answers=kept["wrong_answers"],
+        bos=bool(kept["bos"]),
+        pairs=PromptPairs(pairs, task=texts["task"], negative=texts["negative"]),
+    )

@@ -1,0 +1,191 @@
+"""Every head's result on every prompt, from batched forward passes that keep nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from headcodes.activations.packing import (
+    DEFAULT_BATCH_BYTES,
+    DEFAULT_GPU_BATCH_BYTES,
+    Positions,
+    bytes_per_token,
+    cut,
+    pack,
+    padded,
+    position_weights,
+)
+from headcodes.errors import HeadcodesError
+from headcodes.models.hooks import as_found, capture_inputs
+from headcodes.models.model import Model
+from headcodes.progress import progress
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True)
+class HeadActivations:
+    """What each head found on each prompt, and how it writes it to the residual stream.
+
+    Attributes:
+        z: fp32, every head's result before the output projection, averaged over the positions asked for.
+        W_O: every head's output weights, in the model's dtype. Heads are in layer-major order in both.
+        positions: "mean", "last" or "given".
+    """
+
+    z: Float[Tensor, "n_prompt n_component d_head"]
+    W_O: Float[Tensor, "n_component d_head d_model"]
+    n_layers: int
+    n_heads: int
+    positions: str
+
+    @property
+    def n_component(self) -> int:
+        """Number of heads in all layers."""
+        return self.z.shape[1]
+
+    def subset(self, rows: Sequence[int] | Int[Tensor, " n"] | slice) -> HeadActivations:
+        """Return the same for some of the prompts."""
+        return replace(self, z=self.z[rows if isinstance(rows, slice) else torch.as_tensor(rows)])
+
+    def head_outputs(
+        self,
+        prompts: Sequence[int] | Int[Tensor, " n"] | slice = slice(None),
+        components: Sequence[int] | Int[Tensor, " c"] | slice = slice(None),
+    ) -> Float[Tensor, "n c d_model"]:
+        """Return what heads write to the residual stream, z . W_O, in fp32, for some prompts and some heads.
+
+        The projection's bias belongs to no head and is left out. The whole of it is d_model / d_head times as large
+        as z: ask for the part that is needed.
+        """
+        columns = components if isinstance(components, slice) else torch.as_tensor(components, device=self.z.device)
+        z = self.subset(prompts).z[:, columns]
+        return torch.einsum("pcd,cdm->pcm", z, self.W_O[columns].float())
+
+
+def capture(
+    model: Model,
+    tokens: Sequence[Sequence[int]],
+    *,
+    positions: Positions = "mean",
+    answer_ids: Sequence[Sequence[int]] | None = None,
+    memory_bytes: int | None = None,
+) -> tuple[HeadActivations, list[Float[Tensor, " n_answer"]] | None]:
+    """Run a model over prompts and keep each head's result, averaged over positions in fp32.
+
+    The mean of z over positions, through W_O, is the mean of the heads' outputs: the map is linear. Prompts that
+    begin alike share one row, where the model's attention takes a mask: the common beginning is computed once. Rows
+    run in batches of neighbours in length, the shorter ones filled up on the right; how many at a time follows from
+    ``memory_bytes`` and the prompts alone, so that the same call gives the same bits again. The model is left as it
+    was found, also after an error.
+
+    Args:
+        tokens: token ids of each prompt, BOS included where wanted.
+        positions: "mean" over all of a prompt's tokens (BOS included), its "last", or the mean over given ones of
+            each prompt.
+        answer_ids: for each prompt, tokens whose logits after its last token are wanted; None: no logits are
+            computed.
+        memory_bytes: working memory of one forward pass to aim at, beside weights and result. None:
+            ``DEFAULT_BATCH_BYTES``, on a GPU ``DEFAULT_GPU_BATCH_BYTES``.
+
+    Returns:
+        The heads' results on ``model.device``, and for each prompt its fp32 logits (None where ``answer_ids`` is
+        None).
+
+    Raises:
+        HeadcodesError: no prompts, an empty prompt, an unknown token, positions outside a prompt.
+    """
+    _check(model, tokens, positions, answer_ids)
+    if memory_bytes is None:
+        memory_bytes = DEFAULT_BATCH_BYTES if model.device.type == "cpu" else DEFAULT_GPU_BATCH_BYTES
+    n_columns = model.n_heads * model.d_head
+    z = torch.empty(len(tokens), model.n_layers * n_columns, dtype=torch.float32, device=model.device)
+    vocab = None if answer_ids is None else torch.tensor(sorted({token for ids in answer_ids for token in ids}))
+    column = {} if vocab is None else {int(token): place for place, token in enumerate(vocab)}
+    logits: list[Tensor] = [torch.empty(0)] * len(tokens)
+    rows = pack(tokens, model.longest_shared)
+    with as_found(model.module), torch.inference_mode(), progress("capturing", total=len(tokens)) as advance:
+        # The unembedding writes every token's logit for each prompt, though few of them are kept.
+        per_prompt = 0 if answer_ids is None else 4 * model.d_vocab
+        for batch in cut(rows, bytes_per_token(model), per_prompt, memory_bytes):
+            prompts = torch.tensor([prompt for row in batch for prompt in row.prompts], device=z.device)
+            weights, (owner, place), last = position_weights(batch, positions)
+
+            def keep(
+                layer: int,
+                x: Tensor,
+                weights: Tensor = weights,
+                owner: Tensor = owner,
+                place: Tensor = place,
+                prompts: Tensor = prompts,
+            ) -> None:
+                mean = torch.bmm(weights.to(x.device), x.float())[owner, place]
+                z[prompts, layer * n_columns : (layer + 1) * n_columns] = mean.to(z.device)
+
+            ids, inputs = padded(batch, model.dtype)
+            with capture_inputs(model.projections, keep):
+                found = model.trace(
+                    ids,
+                    logits_at=None if answer_ids is None else last,
+                    vocab=vocab,
+                    **{name: part.to(model.device) for name, part in inputs.items()},
+                )
+            if found is not None and answer_ids is not None:
+                for prompt, values in zip(prompts.tolist(), found.cpu(), strict=True):
+                    logits[prompt] = values[[column[token] for token in answer_ids[prompt]]].clone()
+            advance(len(prompts))
+    heads = HeadActivations(
+        z=z.view(len(tokens), model.n_components, model.d_head),
+        W_O=model.W_O.flatten(0, 1),
+        n_layers=model.n_layers,
+        n_heads=model.n_heads,
+        positions=positions if isinstance(positions, str) else "given",
+    )
+    return heads, None if answer_ids is None else logits
+
+
+def _check(
+    model: Model,
+    tokens: Sequence[Sequence[int]],
+    positions: Positions,
+    answer_ids: Sequence[Sequence[int]] | None,
+) -> None:
+    if not tokens:
+        raise HeadcodesError("There must be prompts to run", "none", "Give at least one.")
+    for row, ids in enumerate(tokens):
+        if not ids:
+            raise HeadcodesError("A prompt must have tokens", f"none in prompt {row}", "Leave empty prompts out.")
+        if min(ids) < 0 or max(ids) >= model.d_vocab:
+            raise HeadcodesError(
+                f"Token ids must lie in 0..{model.d_vocab - 1}, this model's vocabulary",
+                f"{min(ids)}..{max(ids)} in prompt {row}",
+                "Use the model's own tokenizer.",
+            )
+    if isinstance(positions, str):
+        if positions not in ("mean", "last"):
+            raise HeadcodesError("positions must be mean, last or positions", repr(positions), "Leave it at mean.")
+    else:
+        if len(positions) != len(tokens):
+            raise HeadcodesError(
+                "There must be positions for every prompt",
+                f"{len(positions)} for {len(tokens)} prompts",
+                "Give one list each.",
+            )
+        for row, (places, ids) in enumerate(zip(positions, tokens, strict=True)):
+            if not places or min(places) < 0 or max(places) >= len(ids):
+                raise HeadcodesError(
+                    f"Positions must lie in 0..{len(ids) - 1}, the tokens of prompt {row}",
+                    f"{list(places)}",
+                    "Count from the prompt's first token.",
+                )
+    if answer_ids is not None and len(answer_ids) != len(tokens):
+        raise HeadcodesError(
+            "There must be answers for every prompt",
+            f"{len(answer_ids)} for {len(tokens)} prompts",
+            "Give one list each.",
+        )

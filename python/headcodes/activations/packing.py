@@ -1,0 +1,155 @@
+"""Packing prompts into batches: short ones share a row behind a mask of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from headcodes.models.model import Model
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+# Enough to fill the device's arithmetic; more only pushes intermediates out of a CPU's caches.
+# Which of a prompt's positions are averaged: all, the last, or those of a list a prompt.
+Positions = Literal["mean", "last"] | Sequence[Sequence[int]]
+
+DEFAULT_BATCH_BYTES = 1 << 26
+DEFAULT_GPU_BATCH_BYTES = 1 << 30
+# From so many tokens on, products run at a CPU's full speed.
+_FULL_TOKENS = 384
+
+
+@dataclass
+class _Row:
+    """One row of a forward pass: prompts that begin alike, their common beginning once.
+
+    ``ids``: the tokens. ``places``: each one's position in its prompt. ``paths``: for each of ``prompts``, where its
+    tokens lie in the row, in order; a token sees those on the paths that lead to it.
+    """
+
+    prompts: list[int]
+    ids: list[int]
+    places: list[int]
+    paths: list[list[int]]
+
+
+def pack(tokens: Sequence[Sequence[int]], longest_shared: int) -> list[_Row]:
+    """Put prompts that share at least half of themselves into one row, where that saves a tenth of all tokens.
+
+    Clean and corrupted prompts differ late, so a pair runs as one row and a common beginning is computed once. A row
+    holds at most twice the tokens of its first prompt: what is masked out still costs attention.
+    """
+
+    def alone(prompt: int) -> _Row:
+        places = list(range(len(tokens[prompt])))
+        return _Row([prompt], list(tokens[prompt]), places, [places.copy()])
+
+    separate = [alone(prompt) for prompt in range(len(tokens))]
+    if max(map(len, tokens)) > longest_shared:
+        return separate
+    shared: list[_Row] = []
+    order = sorted(range(len(tokens)), key=lambda prompt: list(tokens[prompt]))
+    for prompt in order:
+        ids = list(tokens[prompt])
+        if shared:
+            row = shared[-1]
+            before = tokens[row.prompts[-1]]
+            common = next(
+                (k for k, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), min(len(before), len(ids))
+            )
+            if 2 * common >= len(ids) and len(row.ids) + len(ids) - common <= 2 * len(row.paths[0]):
+                start = len(row.ids)
+                row.prompts.append(prompt)
+                row.ids += ids[common:]
+                row.places += range(common, len(ids))
+                row.paths.append([*row.paths[-1][:common], *range(start, len(row.ids))])
+                continue
+        shared.append(alone(prompt))
+    saved = 1 - sum(len(row.ids) for row in shared) / sum(map(len, tokens))
+    return shared if saved >= 0.1 else separate
+
+
+def padded(batch: Sequence[_Row], dtype: torch.dtype) -> tuple[Int[Tensor, "batch seq"], dict[str, Tensor]]:
+    """Return token ids, filled up on the right, and what the model must be told where rows hold several prompts.
+
+    Rows are filled up with their own last token: any id serves, and no special one sets off a warning. One prompt a
+    row needs no mask, since no token sees a later one.
+    """
+    length = max(len(row.ids) for row in batch)
+    ids = torch.tensor([[*row.ids, *[row.ids[-1]] * (length - len(row.ids))] for row in batch])
+    if all(len(row.prompts) == 1 for row in batch):
+        return ids, {}
+    places = torch.zeros(len(batch), length, dtype=torch.long)
+    # Every token sees itself, padding too: a softmax over nothing would be NaN.
+    seen = torch.eye(length, dtype=torch.bool).repeat(len(batch), 1, 1)
+    for index, row in enumerate(batch):
+        places[index, : len(row.places)] = torch.tensor(row.places)
+        for path in row.paths:
+            tokens = torch.tensor(path)
+            seen[index, tokens[:, None], tokens[None]] = torch.ones(len(path), len(path), dtype=torch.bool).tril()
+    mask = torch.zeros(len(batch), 1, length, length, dtype=dtype).masked_fill(~seen[:, None], torch.finfo(dtype).min)
+    return ids, {"position_ids": places, "attention_mask": mask}
+
+
+def bytes_per_token(model: Model) -> int:
+    """Estimate what one token of a forward pass holds at a time: a layer's widest intermediates, and z in fp32."""
+    widest = max((max(part.shape) for part in model.layers[0].parameters() if part.ndim == 2), default=model.d_model)
+    n_columns = model.n_heads * model.d_head
+    per_value = torch.empty(0, dtype=model.dtype).element_size()
+    return int(per_value * (6 * model.d_model + 4 * widest + 3 * n_columns) + 4 * n_columns)
+
+
+def cut(rows: Sequence[_Row], bytes_per_token: int, bytes_per_prompt: int, memory_bytes: int) -> Iterator[list[_Row]]:
+    """Cut rows, sorted by length, into batches whose padded tokens fit the memory; at least one row each.
+
+    A batch that is large enough already ends before a row that would fill a sixteenth of it with padding.
+    """
+    batch: list[_Row] = []
+    n_prompts = n_tokens = 0
+    for row in sorted(rows, key=lambda row: (len(row.ids), row.prompts)):
+        # A mask has one entry of at most four bytes for every two tokens of a row.
+        per_row = len(row.ids) * (bytes_per_token + 4 * len(row.ids))
+        needed = (len(batch) + 1) * per_row + (n_prompts + len(row.prompts)) * bytes_per_prompt
+        padding = len(batch) * len(row.ids) - n_tokens
+        if batch and (needed > memory_bytes or (n_tokens >= _FULL_TOKENS and padding * 16 > n_tokens)):
+            yield batch
+            batch, n_prompts, n_tokens = [], 0, 0
+        batch.append(row)
+        n_prompts += len(row.prompts)
+        n_tokens += len(row.ids)
+    if batch:
+        yield batch
+
+
+def position_weights(
+    batch: Sequence[_Row], positions: Positions
+) -> tuple[Float[Tensor, "batch n_prompt seq"], tuple[Tensor, Tensor], Int[Tensor, "n 2"]]:
+    """Return the share each token of a row has in each of its prompts' means; where prompts and their last tokens
+    are.
+
+    The second value indexes the first by (row, place in the row) for all prompts one after another; the third holds
+    (row, position) of each prompt's last token.
+    """
+    length = max(len(row.ids) for row in batch)
+    weights = torch.zeros(len(batch), max(len(row.prompts) for row in batch), length)
+    owners, last = [], []
+    for index, row in enumerate(batch):
+        for place, (prompt, path) in enumerate(zip(row.prompts, row.paths, strict=True)):
+            if positions == "mean":
+                chosen = path
+            elif positions == "last":
+                chosen = path[-1:]
+            else:
+                chosen = [path[int(position)] for position in positions[prompt]]
+            for token in chosen:
+                weights[index, place, token] += 1 / len(chosen)
+            owners.append((index, place))
+            last.append((index, path[-1]))
+    rows, places = torch.tensor(owners).unbind(1)
+    return weights, (rows, places), torch.tensor(last)

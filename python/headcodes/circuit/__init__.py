@@ -1,0 +1,1 @@
+"""Circuits, and the files that other tools keep them in."""

@@ -1,0 +1,110 @@
+"""Prune scores of auto-circuit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headcodes.circuit.circuit import Circuit
+from headcodes.circuit.mib import filled_graph
+from headcodes.errors import HeadcodesError
+from headcodes.files import atomic_write
+from headcodes.graph import head_name
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+def to_prune_scores(circuit: Circuit) -> dict[str, Float[np.ndarray, "*shape"]]:
+    """Return auto-circuit's prune scores: a score for every edge, by the module that reads.
+
+    Keys and shapes, in float32: ``blocks.{l}.hook_q_input`` (and ``_k_``, ``_v_``) [n_heads, n_before],
+    ``blocks.{l}.hook_mlp_in`` [n_before], ``blocks.{last}.hook_resid_post`` [n_before], with n_before the
+    writers before that module in the order input, heads and MLP of layer 0, of layer 1 ... Edges are scored
+    as in ``to_mib``.
+    """
+    score, _ = filled_graph(circuit)
+    found: dict[str, Float[np.ndarray, "*shape"]] = {}
+    for name, readers, before in _modules(circuit):
+        values = np.array([[score(source, reader) for source in before] for reader in readers], dtype=np.float32)
+        found[name] = values if readers[0].endswith(">") and circuit.n_heads > 1 else values[0]
+    return found
+
+
+def from_prune_scores(scores: Mapping[str, Any], circuit: Circuit) -> Circuit:
+    """Return ``circuit`` with the edge scores of auto-circuit's prune scores; its edges are those that are
+    not 0.
+
+    Raises:
+        HeadcodesError: a module is missing or has another shape.
+    """
+    edge_scores: dict[tuple[str, str], float] = {}
+    for name, readers, before in _modules(circuit):
+        values = np.asarray(scores.get(name, ()), dtype=np.float64)
+        if values.size != len(readers) * len(before):
+            raise HeadcodesError(
+                f"prune scores have {len(readers)} x {len(before)} numbers at {name}",
+                f"shape {values.shape}",
+                "Give the scores of this very model.",
+            )
+        for reader, row in zip(readers, values.reshape(len(readers), len(before)), strict=True):
+            for source, value in zip(before, row, strict=True):
+                edge_scores[source, reader] = float(value)
+    return Circuit(
+        n_layers=circuit.n_layers,
+        n_heads=circuit.n_heads,
+        nodes=circuit.nodes,
+        edges=tuple(edge for edge, value in edge_scores.items() if value != 0),
+        node_scores=circuit.node_scores,
+        edge_scores=edge_scores,
+        d_model=circuit.d_model,
+        parallel_attn_mlp=circuit.parallel_attn_mlp,
+        model=circuit.model,
+        task=circuit.task,
+        method=circuit.method,
+        meta=circuit.meta,
+    )
+
+
+def write_prune_scores(circuit: Circuit, path: Path | str) -> None:
+    """Write auto-circuit's prune scores as safetensors: ``load_file(path)`` gives the dict that auto-circuit
+    takes."""
+    from safetensors.numpy import save_file
+
+    with atomic_write(path) as temporary:
+        save_file(to_prune_scores(circuit), temporary)
+
+
+def read_prune_scores(path: Path | str, circuit: Circuit) -> Circuit:
+    """Read what ``write_prune_scores`` wrote, or any prune scores saved as safetensors; see
+    ``from_prune_scores``.
+
+    Raises:
+        HeadcodesError: no such file, not safetensors, or scores of another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        scores = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise HeadcodesError(
+            "prune scores are a safetensors file", f"{path}: {error}", "Save the dict with safetensors."
+        ) from error
+    return from_prune_scores(scores, circuit)
+
+
+def _modules(circuit: Circuit) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield each reading module of auto-circuit's graph: its name, the readers in it, the writers before
+    it."""
+    before = ["input"]
+    for layer in range(circuit.n_layers):
+        heads = [head_name(layer, head) for head in range(circuit.n_heads)]
+        for slot in "qkv":
+            yield f"blocks.{layer}.hook_{slot}_input", [f"{head}<{slot}>" for head in heads], list(before)
+        yield f"blocks.{layer}.hook_mlp_in", [f"m{layer}"], before + ([] if circuit.parallel_attn_mlp else heads)
+        before += [*heads, f"m{layer}"]
+    yield f"blocks.{circuit.n_layers - 1}.hook_resid_post", ["logits"], before

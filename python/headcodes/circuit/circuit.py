@@ -1,0 +1,320 @@
+"""A circuit: which parts of a model, joined by which edges, and how strongly a method spoke for each."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headcodes.errors import HeadcodesError
+from headcodes.files import atomic_write
+from headcodes.graph import head_name, parse_head, split_slot, stage
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from numpy.typing import ArrayLike
+
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Chosen nodes and edges of a model of ``n_layers`` x ``n_heads`` heads, and the scores behind them.
+
+    Attributes:
+        nodes: Names of the chosen nodes (``a{l}.h{h}``, ``m{l}``, ``input``, ``logits``), strongest first
+            where scored.
+        edges: Chosen edges (source, destination). A destination may name the slot it enters: ``a5.h1<q>``.
+        node_scores: Score of every scored node, chosen or not. Larger means more important.
+        edge_scores: Score of every scored edge, chosen or not.
+        d_model: Width of the residual stream, where known (other tools' files carry it).
+        parallel_attn_mlp: Attention and MLP of a layer read the same residual stream (GPT-NeoX), so neither
+            feeds the other.
+        model, task, method: Where the circuit comes from; empty where unknown.
+        meta: Anything else worth keeping, as JSON values.
+        edge_scores_file: Name of a file beside the circuit's own that scores every edge of the graph: too many for
+            ``edge_scores``. ``headcodes.circuit.formats.load_circuit`` reads it.
+
+    Raises:
+        HeadcodesError: a name that the model does not have, an edge against the direction of the data, a
+            score that is not finite, a node or edge named twice.
+    """
+
+    n_layers: int
+    n_heads: int
+    nodes: tuple[str, ...]
+    edges: tuple[tuple[str, str], ...] = ()
+    node_scores: Mapping[str, float] = field(default_factory=dict)
+    edge_scores: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    d_model: int | None = None
+    parallel_attn_mlp: bool = False
+    model: str = ""
+    task: str = ""
+    method: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    edge_scores_file: str | None = None
+
+    def __post_init__(self) -> None:
+        stages: dict[str, int] = {}
+        for name in {*self.nodes, *self.node_scores}:
+            stages[name] = self._stage(name)
+        for source, destination in {*self.edges, *self.edge_scores}:
+            target, slot = split_slot(destination)
+            for name in (source, target):
+                if name not in stages:
+                    stages[name] = self._stage(name)
+            if stages[source] >= stages[target] or (slot and parse_head(target) is None):
+                raise HeadcodesError(
+                    "an edge goes from a node to one that reads later, and only heads have slots q, k and v",
+                    f"{source}->{destination}",
+                    "Turn the edge round or leave it out.",
+                )
+        for kind, names in (("node", self.nodes), ("edge", self.edges)):
+            if len(set(names)) != len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise HeadcodesError(f"every {kind} is named once", f"{twice!r} twice", "Leave one out.")
+        for what, score in (*self.node_scores.items(), *self.edge_scores.items()):
+            if not math.isfinite(score):
+                raise HeadcodesError("every score is finite", f"{score} for {what}", "Leave unscored parts out.")
+
+    def _stage(self, name: str) -> int:
+        return stage(name, n_layers=self.n_layers, n_heads=self.n_heads, parallel_attn_mlp=self.parallel_attn_mlp)
+
+    @classmethod
+    def from_scores(
+        cls,
+        head_scores: ArrayLike,
+        *,
+        top: int,
+        pair_scores: ArrayLike | None = None,
+        top_edges: int | None = None,
+        **fields: Any,
+    ) -> Circuit:
+        """Choose the ``top`` heads of largest score and the strongest edges among them.
+
+        A head or pair whose score is not above 0 shows nothing and is never taken, so a circuit can be
+        smaller than ``top``. Equal scores go to the lower index.
+
+        Args:
+            head_scores: [n_layers, n_heads].
+            top: How many heads at most.
+            pair_scores: [n_component, n_component], components layer-major; only [i, j] with layer_i <
+                layer_j is read.
+            top_edges: How many edges at most; twice the number of heads unless told.
+            **fields: Further fields of the circuit (``d_model``, ``model``, ``task``, ``method``, ``meta``
+                ...).
+
+        Raises:
+            HeadcodesError: ``head_scores`` is not a matrix of finite numbers, ``top`` is below 1, or the
+                shapes differ.
+        """
+        scores = np.asarray(head_scores, dtype=np.float64)
+        if scores.ndim != 2 or scores.size == 0:
+            raise HeadcodesError(
+                "head_scores is a matrix [n_layers, n_heads]",
+                f"shape {scores.shape}",
+                "Reshape it, layer-major.",
+            )
+        if top < 1:
+            raise HeadcodesError("top is 1 or more", str(top), "Ask for at least one head.")
+        n_layers, n_heads = scores.shape
+        flat = scores.ravel()
+        order = np.argsort(-flat, kind="stable")
+        chosen = [int(i) for i in order[:top] if flat[i] > 0]
+        names = [head_name(i // n_heads, i % n_heads) for i in range(flat.size)]
+        edges: list[tuple[str, str]] = []
+        edge_scores: dict[tuple[str, str], float] = {}
+        if pair_scores is not None:
+            pairs = np.asarray(pair_scores, dtype=np.float64)
+            if pairs.shape != (flat.size, flat.size):
+                raise HeadcodesError(
+                    f"pair_scores is a matrix [{flat.size}, {flat.size}], as many rows as heads",
+                    f"shape {pairs.shape}",
+                    "Give the scores of all pairs.",
+                )
+            candidates = [
+                (i, j)
+                for i in sorted(chosen)
+                for j in sorted(chosen)
+                if i // n_heads < j // n_heads and pairs[i, j] > 0
+            ]
+            candidates.sort(key=lambda pair: -pairs[pair])
+            for i, j in candidates[: 2 * len(chosen) if top_edges is None else top_edges]:
+                edges.append((names[i], names[j]))
+                edge_scores[names[i], names[j]] = float(pairs[i, j])
+        return cls(
+            n_layers=n_layers,
+            n_heads=n_heads,
+            nodes=tuple(names[i] for i in chosen),
+            edges=tuple(edges),
+            node_scores={name: float(score) for name, score in zip(names, flat, strict=True)},
+            edge_scores=edge_scores,
+            **fields,
+        )
+
+    @classmethod
+    def from_heads(
+        cls,
+        heads: Iterable[tuple[int, int]],
+        *,
+        n_layers: int,
+        n_heads: int,
+        pairs: Iterable[tuple[tuple[int, int], tuple[int, int]]] = (),
+        **fields: Any,
+    ) -> Circuit:
+        """Make a circuit without scores from (layer, head) tuples, and edges from pairs of them."""
+        return cls(
+            n_layers=n_layers,
+            n_heads=n_heads,
+            nodes=tuple(head_name(*head) for head in heads),
+            edges=tuple((head_name(*source), head_name(*destination)) for source, destination in pairs),
+            **fields,
+        )
+
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """The chosen heads as (layer, head), in the order of ``nodes``."""
+        return [head for head in map(parse_head, self.nodes) if head is not None]
+
+    @property
+    def pairs(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """The chosen edges that join two heads, slots left out, each pair once, in the order of ``edges``."""
+        found: dict[tuple[tuple[int, int], tuple[int, int]], None] = {}
+        for source, destination in self.edges:
+            first, second = parse_head(source), parse_head(split_slot(destination)[0])
+            if first is not None and second is not None:
+                found[first, second] = None
+        return list(found)
+
+    @property
+    def head_mask(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Membership [n_layers, n_heads]: True where the head is in the circuit."""
+        mask = np.zeros((self.n_layers, self.n_heads), dtype=bool)
+        for head in self.heads:
+            mask[head] = True
+        return mask
+
+    @property
+    def head_scores(self) -> Float[np.ndarray, "n_layers n_heads"]:
+        """Scores of all heads, float64; NaN where a head has none."""
+        scores = np.full((self.n_layers, self.n_heads), np.nan)
+        for name, score in self.node_scores.items():
+            head = parse_head(name)
+            if head is not None:
+                scores[head] = score
+        return scores
+
+    def as_lists(self) -> dict[str, list[Any]]:
+        """Return ``{"nodes": [name, ...], "edges": [[source, destination, score or None], ...]}``."""
+        return {
+            "nodes": list(self.nodes),
+            "edges": [[*edge, self.edge_scores.get(edge)] for edge in self.edges],
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of ``circuit.json`` (docs/circuit-json.md has the schema)."""
+        chosen = set(self.edges)
+        return {
+            "schema": SCHEMA,
+            "kind": "circuit",
+            "model": self.model,
+            "task": self.task,
+            "method": self.method,
+            "n_layers": self.n_layers,
+            "n_heads": self.n_heads,
+            "d_model": self.d_model,
+            "parallel_attn_mlp": self.parallel_attn_mlp,
+            **self.as_lists(),
+            "node_scores": dict(self.node_scores),
+            "other_edges": [[*edge, score] for edge, score in self.edge_scores.items() if edge not in chosen],
+            "meta": dict(self.meta),
+            **({} if self.edge_scores_file is None else {"edge_scores_file": self.edge_scores_file}),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Circuit:
+        """Build a circuit from the content of ``circuit.json``.
+
+        Raises:
+            HeadcodesError: another schema, a missing field, a field of the wrong kind, or what ``Circuit``
+                refuses.
+        """
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("kind") != "circuit":
+            got = f"schema {data.get('schema')!r}, kind {data.get('kind')!r}" if isinstance(data, dict) else "no object"
+            raise HeadcodesError(
+                f"a circuit file is a JSON object with schema {SCHEMA} and kind 'circuit'",
+                got,
+                "Give a circuit.json that headcodes wrote; headcodes export reads other tools' files.",
+            )
+        try:
+            edges: list[tuple[str, str]] = []
+            edge_scores: dict[tuple[str, str], float] = {}
+            for rows, is_chosen in ((data["edges"], True), (data.get("other_edges", []), False)):
+                for source, destination, score in rows:
+                    edge = (_kind(source, str), _kind(destination, str))
+                    if is_chosen:
+                        edges.append(edge)
+                    if score is not None:
+                        edge_scores[edge] = float(_kind(score, int, float))
+            d_model = data.get("d_model")
+            return cls(
+                n_layers=_kind(data["n_layers"], int),
+                n_heads=_kind(data["n_heads"], int),
+                nodes=tuple(_kind(name, str) for name in data["nodes"]),
+                edges=tuple(edges),
+                node_scores={
+                    _kind(name, str): float(_kind(score, int, float))
+                    for name, score in data.get("node_scores", {}).items()
+                },
+                edge_scores=edge_scores,
+                d_model=None if d_model is None else _kind(d_model, int),
+                parallel_attn_mlp=_kind(data.get("parallel_attn_mlp", False), bool),
+                model=_kind(data.get("model", ""), str),
+                task=_kind(data.get("task", ""), str),
+                method=_kind(data.get("method", ""), str),
+                meta=_kind(data.get("meta", {}), dict),
+                edge_scores_file=_kind(data.get("edge_scores_file"), str, type(None)),
+            )
+        except HeadcodesError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise HeadcodesError(
+                "a circuit file follows the schema of docs/circuit-json.md",
+                f"{type(error).__name__}: {error}",
+                "Mend the file, or write it again.",
+            ) from error
+
+    def to_json(self, path: Path | str) -> None:
+        """Write ``circuit.json``, whole or not at all."""
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, path: Path | str) -> Circuit:
+        """Read a ``circuit.json``.
+
+        Raises:
+            HeadcodesError: no such file, no JSON, or not a circuit.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise HeadcodesError(
+                "a circuit file can be read and holds JSON",
+                f"{path}: {error}",
+                "Give the path of a circuit.json.",
+            ) from error
+        return cls.from_dict(data)
+
+
+def _kind(value: Any, *kinds: type) -> Any:
+    # bool is an int to Python, never to a reader of the file.
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise TypeError(f"{value!r} should be {' or '.join(kind.__name__ for kind in kinds)}")
+    return value

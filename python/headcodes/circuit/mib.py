@@ -1,0 +1,253 @@
+"""Graph files of EAP-IG and MIB."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headcodes.circuit.circuit import Circuit
+from headcodes.errors import HeadcodesError
+from headcodes.files import atomic_write
+from headcodes.graph import head_name, parse_head, split_slot
+
+# MIB's nine sizes of a submission of circuits: at most this share of the edges.
+MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+def source_names(circuit: Circuit) -> list[str]:
+    """Return every node that writes, in the order in which it does: input, then each layer's heads and
+    MLP."""
+    names = ["input"]
+    for layer in range(circuit.n_layers):
+        names += [head_name(layer, head) for head in range(circuit.n_heads)]
+        names.append(f"m{layer}")
+    return names
+
+
+def all_edges(circuit: Circuit) -> Iterator[tuple[str, str]]:
+    """Yield every edge of MIB's graph of this model, in MIB's order of readers."""
+    before = ["input"]
+    for layer in range(circuit.n_layers):
+        heads = [head_name(layer, head) for head in range(circuit.n_heads)]
+        for source in before:
+            for head in heads:
+                for slot in "qkv":
+                    yield source, f"{head}<{slot}>"
+        for source in before if circuit.parallel_attn_mlp else [*before, *heads]:
+            yield source, f"m{layer}"
+        before += [*heads, f"m{layer}"]
+    for source in before:
+        yield source, "logits"
+
+
+def to_mib(circuit: Circuit) -> dict[str, Any]:
+    """Return the circuit as an EAP-IG / MIB graph (``Graph.from_json`` there reads the file).
+
+    Raises:
+        HeadcodesError: ``d_model`` is unknown, which the form demands.
+    """
+    if circuit.d_model is None:
+        raise HeadcodesError(
+            "MIB's graphs carry the width of the residual stream",
+            "a circuit without d_model",
+            "Set d_model in circuit.json.",
+        )
+    score, member = filled_graph(circuit)
+    nodes: dict[str, Any] = {}
+    for name in [*source_names(circuit), "logits"]:
+        nodes[name] = {"in_graph": name == "logits" or _node_member(circuit, name)}
+        if name in circuit.node_scores:
+            nodes[name]["score"] = circuit.node_scores[name]
+    return {
+        "cfg": {
+            "n_layers": circuit.n_layers,
+            "n_heads": circuit.n_heads,
+            "parallel_attn_mlp": circuit.parallel_attn_mlp,
+            "d_model": circuit.d_model,
+        },
+        "nodes": nodes,
+        "edges": {
+            f"{source}->{target}": {"score": score(source, target), "in_graph": member(source, target)}
+            for source, target in all_edges(circuit)
+        },
+    }
+
+
+def from_mib(data: Any, *, model: str = "", task: str = "", method: str = "") -> Circuit:
+    """Build a circuit from an EAP-IG / MIB graph; every score and every membership is kept.
+
+    Args:
+        data: The parsed JSON.
+        model: Name to keep, as for ``task`` and ``method``: the form has no place for them.
+        task: See ``model``.
+        method: See ``model``.
+
+    Raises:
+        HeadcodesError: not such a graph.
+    """
+    try:
+        cfg = data["cfg"]
+        nodes: dict[str, Any] = data["nodes"]
+        edges = {tuple(name.split("->")): row for name, row in data["edges"].items()}
+        return Circuit(
+            n_layers=_whole(cfg["n_layers"]),
+            n_heads=_whole(cfg["n_heads"]),
+            d_model=_whole(cfg["d_model"]),
+            parallel_attn_mlp=bool(cfg["parallel_attn_mlp"]),
+            nodes=tuple(name for name, row in nodes.items() if row["in_graph"]),
+            edges=tuple(edge for edge, row in edges.items() if row["in_graph"]),
+            # MIB writes NaN for a node that has no score.
+            node_scores={
+                name: float(row["score"])
+                for name, row in nodes.items()
+                if row.get("score") is not None and not np.isnan(row["score"])
+            },
+            edge_scores={edge: float(row["score"]) for edge, row in edges.items()},
+            model=model,
+            task=task,
+            method=method,
+        )
+    except HeadcodesError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HeadcodesError(
+            "a MIB graph is an object with cfg, nodes and edges",
+            f"{type(error).__name__}: {error}",
+            "Give the file that Graph.to_json of EAP-IG wrote.",
+        ) from error
+
+
+def write_mib(circuit: Circuit, path: Path | str) -> None:
+    """Write the circuit as an EAP-IG / MIB graph."""
+    _write_json(path, to_mib(circuit))
+
+
+def read_mib(path: Path | str, **names: str) -> Circuit:
+    """Read an EAP-IG / MIB graph; ``names`` as ``from_mib``.
+
+    Raises:
+        HeadcodesError: no such file, no JSON, or not such a graph.
+    """
+    return from_mib(read_json(path), **names)
+
+
+def write_mib_submission(
+    circuits: Mapping[tuple[str, str], Circuit], folder: Path | str, *, nine: bool = False
+) -> list[Path]:
+    """Write a MIB submission: a folder ``{task}_{model}`` a circuit, in MIB's own names of tasks and models.
+
+    Args:
+        circuits: By (task, model): ("ioi", "gpt2").
+        folder: Where the folders go.
+        nine: Write nine circuits with at most .1 .2 .5 1 2 5 10 20 50 % of the edges, taken by |score|,
+            instead of one ``importances.json`` with all scores. They are called by their share in per cent:
+            ``0.1.json``.
+
+    Returns:
+        The files written.
+    """
+    written = []
+    for (task, model), circuit in circuits.items():
+        place = Path(folder) / f"{task}_{model}"
+        graph = to_mib(circuit)
+        if not nine:
+            written.append(place / "importances.json")
+            _write_json(written[-1], graph)
+            continue
+        for share in MIB_SHARES:
+            written.append(place / f"{100 * share:g}.json")
+            _write_json(written[-1], _cut(graph, share))
+    return written
+
+
+def _cut(graph: dict[str, Any], share: float) -> dict[str, Any]:
+    """Keep the edges of largest |score|, at most ``share`` of all, and the nodes that they touch."""
+    edges = graph["edges"]
+    order = sorted(edges, key=lambda name: -abs(edges[name]["score"]))[: int(share * len(edges))]
+    chosen = set(order)
+    touched = {end for name in chosen for end in (name.split("->")[0], split_slot(name.split("->")[1])[0])}
+    return {
+        "cfg": graph["cfg"],
+        "nodes": {
+            name: {**row, "in_graph": name in touched or name == "logits"} for name, row in graph["nodes"].items()
+        },
+        "edges": {name: {**row, "in_graph": name in chosen} for name, row in edges.items()},
+    }
+
+
+def beyond_pairs(edges: Iterable[tuple[str, str]]) -> bool:
+    """Whether any of the edges is not one between two heads as a whole: it has a slot, an MLP, input or logits."""
+    return any(parse_head(source) is None or parse_head(target) is None for source, target in edges)
+
+
+def _chooses_all(circuit: Circuit) -> bool:
+    """Whether the choice of edges beyond pairs of heads is the circuit's own."""
+    only_heads = bool(circuit.nodes) and all(parse_head(node) for node in circuit.nodes)
+    return beyond_pairs(circuit.edges) or (beyond_pairs(circuit.edge_scores) and not only_heads)
+
+
+def _node_member(circuit: Circuit, name: str) -> bool:
+    if name in circuit.nodes:
+        return True
+    own = _chooses_all(circuit) or any(parse_head(node) is None for node in circuit.nodes)
+    return not own and parse_head(name) is None
+
+
+def filled_graph(circuit: Circuit) -> tuple[Callable[[str, str], float], Callable[[str, str], bool]]:
+    """Return the score and the membership of every edge, filled in by the rule of this module."""
+    chosen = set(circuit.edges)
+    scores = {name: score for name, score in circuit.node_scores.items() if parse_head(name)}
+    scores = scores or dict.fromkeys(circuit.nodes, 1.0)
+    best = max((abs(score) for score in scores.values()), default=0.0) or 1.0
+    strongest_pair = max((abs(score) for score in circuit.edge_scores.values()), default=0.0) or 1.0
+
+    def own(source: str, target: str) -> float:
+        return circuit.edge_scores.get((source, target), 0.0)
+
+    def made(source: str, target: str) -> float:
+        name = split_slot(target)[0]
+        ends = [scores.get(end, 0.0) for end in (source, name) if parse_head(end)]
+        if len(ends) == 2 and circuit.edge_scores:
+            return circuit.edge_scores.get((source, name), 0.0) * best / strongest_pair
+        return min(ends, key=abs) if ends else best
+
+    chooses_all, members = _chooses_all(circuit), {n for n in source_names(circuit) if _node_member(circuit, n)}
+
+    def member(source: str, target: str) -> bool:
+        if chooses_all:
+            return (source, target) in chosen
+        name = split_slot(target)[0]
+        if parse_head(source) and parse_head(name) and chosen:
+            return (source, name) in chosen
+        return source in members and (name == "logits" or name in members)
+
+    return (own if beyond_pairs((*circuit.edge_scores, *circuit.edges)) else made), member
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} should be a whole number")
+    return value
+
+
+def read_json(path: Path | str) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        HeadcodesError: it cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise HeadcodesError(
+            "a circuit file can be read and holds JSON", f"{path}: {error}", "Give the path of a circuit."
+        ) from error
+
+
+def _write_json(path: Path | str, data: Any) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(data, allow_nan=False) + "\n", encoding="utf-8")

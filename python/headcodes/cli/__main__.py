@@ -1,0 +1,5 @@
+"""`python -m headcodes.cli`."""
+
+from headcodes.cli import main
+
+main()

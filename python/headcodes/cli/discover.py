@@ -1,0 +1,113 @@
+"""`headcodes discover`: the main job."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from headcodes.errors import HeadcodesError
+
+if TYPE_CHECKING:
+    from headcodes.models.model import Model
+
+from headcodes.cli.started import STARTED
+from headcodes.cli.table import table
+
+
+def discover(
+    model: Annotated[str, typer.Option(help="Hub name, local folder, .gguf file, or smollm2-135m.")] = "smollm2-135m",
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    task: Annotated[str | None, typer.Option(help="A built-in task (headcodes tasks).  [default: ioi]")] = None,
+    negative: Annotated[str | None, typer.Option(help="Which of the task's negatives; its first by default.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A JSON file of prompt pairs instead of a task.")] = None,
+    method: Annotated[str, typer.Option(help="How heads are scored (headcodes methods).")] = "default",
+    level: Annotated[Literal["node", "edge"], typer.Option(help="Score heads, or pairs of heads too.")] = "node",
+    n_prompts: Annotated[int, typer.Option(min=1, help="Pairs to build from the task.")] = 250,
+    n_train: Annotated[int, typer.Option(min=1, help="Prompts to train the autoencoder on.")] = 10,
+    positions: Annotated[Literal["mean", "last"], typer.Option(help="Which positions of a prompt count.")] = "mean",
+    top: Annotated[int, typer.Option(min=1, help="Heads, and pairs, in the circuit.")] = 20,
+    fdr: Annotated[
+        float | None,
+        typer.Option(help="Let in only heads whose codes differ between the sides at this false-discovery rate."),
+    ] = None,
+    verify: Annotated[int | None, typer.Option(min=1, help="Patch this many of the best heads exactly.")] = None,
+    seed: Annotated[int, typer.Option(help="Of prompts, training and everything else drawn.")] = 0,
+    seeds: Annotated[
+        str | None, typer.Option(help='Seeds of the method, "0-9" or "0,3": their mean, spread and consensus.')
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (bf16 where it is fast), float32, bfloat16, float16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
+    bos: Annotated[Literal["auto", "yes", "no"], typer.Option(help="auto: as the tokenizer does by itself.")] = "auto",
+    projection: Annotated[
+        str | None, typer.Option(help="Output projection of an unknown family: path.{layer}.o_proj")
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Keep activations for a second run, and use those kept.")
+    ] = True,
+    out: Annotated[Path | None, typer.Option(help="Folder for circuit, scores, autoencoder and page.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Find the circuit of a model on a task: the main job."""
+    from headcodes import discovery, tasks
+    from headcodes.activations import cache as activation_cache
+    from headcodes.files import checksum
+    from headcodes.methods.inputs import Inputs
+    from headcodes.models.devices import choose_device, choose_dtype, torch_threads
+    from headcodes.models.load import load_model
+    from headcodes.models.sources import resolve
+    from headcodes.prompts.pairs import PromptPairs
+    from headcodes.prompts.tokens import tokenize
+    from headcodes.seeds import parse_seeds
+
+    if task is not None and prompts is not None:
+        raise HeadcodesError("either --task or --prompts is given", "both", "Leave one out.")
+    if prompts is not None and negative is not None:
+        raise HeadcodesError("--negative belongs to a task", "it together with --prompts", "Leave one out.")
+    of_method = parse_seeds(seeds) if seeds is not None else None
+    discovery.check_request(method, fdr, verify, of_method)
+    pairs = PromptPairs.from_json(prompts) if prompts is not None else None
+    chosen = tasks.get(task or "ioi")
+    imported = time.perf_counter()
+    with torch_threads(threads):
+        where = choose_device(device)
+        precision = choose_dtype(dtype, where)
+        asked: dict[str, Any] = {"task": chosen.id, "negative": negative, "n": n_prompts, "seed": seed}
+        if prompts is not None:
+            asked = {"prompts": checksum(prompts)}
+        settings: dict[str, Any] = {"bos": bos, "positions": positions, "projection": projection}
+        request = activation_cache.request_key(
+            resolve(model, revision), asked, device=where, dtype=precision, **settings
+        )
+
+        def load() -> Model:
+            return load_model(model, revision=revision, device=where, dtype=precision, projection=projection)
+
+        recalled = activation_cache.recall(request, where, load) if cache and request is not None else None
+        if recalled is not None:
+            inputs = Inputs(recalled.model, recalled.tokens, bos, positions, n_train, cache=True)
+        else:
+            loaded = load()
+            if pairs is None:
+                pairs = chosen.build(loaded.tokenizer, n=n_prompts, seed=seed, negative=negative)
+            tokens = tokenize(pairs, loaded.tokenizer, bos)
+            inputs = Inputs(loaded, tokens, bos, positions, n_train, cache=cache, request=request)
+        load_s = time.perf_counter() - imported
+        result = discovery.explain(inputs, method, level=level, seed=seed, seeds=of_method, fdr=fdr, verify=verify)
+    result = result.with_timings(
+        **{"import": imported - STARTED, "load": load_s, "total": time.perf_counter() - STARTED}
+    )
+    if out is not None:
+        result.save(out, top, inputs.model)
+        result = result.with_timings(total=time.perf_counter() - STARTED)
+    print(json.dumps(result.as_json(top)) if as_json else table(result, top))
+    if out is not None:
+        print(
+            f"headcodes: wrote {out}/circuit.json, result.json, scores.safetensors and page.html",
+            file=sys.stderr,
+        )

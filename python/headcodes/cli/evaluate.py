@@ -1,0 +1,84 @@
+"""`headcodes evaluate`: judge a circuit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from headcodes.errors import HeadcodesError
+
+
+def evaluate(
+    circuit: Annotated[Path, typer.Argument(help="A circuit.json of ours, or a MIB graph.")],
+    model: Annotated[str | None, typer.Option(help="As for discover; the circuit's own by default.")] = None,
+    task: Annotated[str | None, typer.Option(help="A built-in task; the circuit's own by default.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="A JSON file of prompt pairs instead of a task.")] = None,
+    truth: Annotated[str, typer.Option(help="causal (patch every head, once, then cached), or a published one.")] = (
+        "causal"
+    ),
+    components: Annotated[
+        Literal["heads", "heads+mlps"], typer.Option(help="What the causal truth patches: heads, or every MLP too.")
+    ] = "heads",
+    top: Annotated[int, typer.Option(min=1, help="Heads of largest effect that the causal truth holds.")] = 20,
+    n_pairs: Annotated[int, typer.Option(min=1, help="Answered pairs to judge on.")] = 32,
+    ablation: Annotated[Literal["zero", "mean", "resample"], typer.Option(help="What the rest is replaced by.")] = (
+        "resample"
+    ),
+    curve: Annotated[
+        bool, typer.Option("--curve", help="Faithfulness over sizes, CPR and CMD too (over edges, if scored): slow.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of prompts, random circuits and the bootstrap.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 (the causal truth wants it), bfloat16, ...")] = "float32",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
+    bos: Annotated[Literal["auto", "yes", "no"], typer.Option(help="auto: as the tokenizer does by itself.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="File for the evaluation; beside a run, its report shows it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Judge a circuit: against a truth, and on its own."""
+    from headcodes import tasks
+    from headcodes.circuit.formats import load_circuit
+    from headcodes.evaluation.evaluate import evaluate_circuit
+    from headcodes.files import atomic_write
+    from headcodes.models.devices import torch_threads
+    from headcodes.models.load import load_model
+    from headcodes.prompts.pairs import PromptPairs
+    from headcodes.prompts.tokens import tokenize
+
+    judged = load_circuit(circuit)
+    if prompts is not None and task is not None:
+        raise HeadcodesError("either --task or --prompts is given", "both", "Leave one out.")
+    if not (model or judged.model):
+        raise HeadcodesError("the model of the circuit must be known", "a file that names none", "Give --model.")
+    if not (prompts or task or judged.task):
+        raise HeadcodesError("the task of the circuit must be known", "a file that names none", "Give --task.")
+    with torch_threads(threads):
+        loaded = load_model(model or judged.model, device=device, dtype=dtype)
+        if prompts is not None:
+            pairs = PromptPairs.from_json(prompts)
+        else:
+            # A third more than needed: only answered prompts count.
+            pairs = tasks.get(task or judged.task).build(loaded.tokenizer, n=n_pairs + n_pairs // 3 + 1, seed=seed)
+        evaluation = evaluate_circuit(
+            judged,
+            loaded,
+            tokenize(pairs, loaded.tokenizer, bos),
+            truth=truth,
+            task=pairs.task,
+            components=components,
+            top=top,
+            n_pairs=n_pairs,
+            ablation=ablation,
+            with_curve=curve,
+            seed=seed,
+        )
+    document = json.dumps(evaluation.as_dict(), allow_nan=False)
+    if out is not None:
+        with atomic_write(out) as path:
+            path.write_text(document + "\n", encoding="utf-8")
+    print(document if as_json else evaluation.as_text())

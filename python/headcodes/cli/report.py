@@ -1,0 +1,20 @@
+"""`headcodes report`: one page about many runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    sources: Annotated[list[Path], typer.Argument(help="Run folders (discover --out), folders of them, scan stores.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one page about many runs: overview, every run, any two side by side."""
+    from headcodes.report.page import write_report
+
+    n_runs = write_report(sources, out)
+    print(f"headcodes: wrote {out} about {n_runs} run{'s' if n_runs != 1 else ''}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Codes: sparse autoencoders, their training, argmax."""

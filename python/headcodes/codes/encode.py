@@ -1,0 +1,333 @@
+"""Codes: for every prompt and head, the number of its strongest latent. Only here is a backend chosen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from headcodes.errors import HeadcodesError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+    from headcodes.activations.capture import HeadActivations
+    from headcodes.codes.sae import SparseAutoencoder
+
+
+BACKENDS = ("auto", "torch", "triton")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+DEAD = -1
+
+# Elements of the largest intermediate of the torch backend: 4 MiB in fp32. Times are flat from a tenth of it to
+# thirty times as much (docs/performance.md).
+TILE_ELEMENTS = 1 << 20
+# Bytes of folded weights held at once on a GPU; more are folded and encoded in turns.
+FOLDED_BYTES = 1 << 31
+# What a backend writes for a row whose largest latent is no finite number; never handed to a caller.
+NOT_FINITE = -(2**31)
+
+
+def encode(
+    activations: HeadActivations,
+    sae: SparseAutoencoder | Sequence[SparseAutoencoder],
+    *,
+    shift: Float[Tensor, "*n_sae n_component d_model"] | None = None,
+    scale: float | Float[Tensor, "*n_sae n_component"] | None = None,
+    dead: int = DEAD,
+    backend: str = "auto",
+    precision: str = "fp32",
+) -> Int[Tensor, "*n_sae n_prompt n_component"]:
+    """Return each head's code on each prompt: the strongest of ``relu((x - b_dec) @ W_enc + b_enc)``.
+
+    Of equal latents the one of the lowest number counts. ``x = (z @ W_O - shift) * scale`` is a head's output in the
+    residual stream, [d_model]. It is never stored: the encoder is applied through ``W_O @ W_enc`` per head, or tile
+    by tile, whichever `folding_pays` says. Since ``scale`` is positive, ``z @ W_O @ W_enc`` plus
+    ``(b_enc - b_dec @ W_enc) / scale - shift @ W_enc`` has the same largest latent and the same sign, and that is
+    what is computed.
+
+    Args:
+        activations: ``z`` [n_prompt, n_component, d_head] and ``W_O`` [n_component, d_head, d_model], of any float
+            dtypes, on one device.
+        sae: one autoencoder, or several of one shape (seeds), which share one pass (one launch on a GPU).
+        shift: subtracted from every head's output, [n_component, d_model]; [n_sae, n_component, d_model] gives each
+            autoencoder its own. None: nothing.
+        scale: multiplies every head's output: a positive number, [n_component] or [n_sae, n_component]. None: 1.
+        dead: the code of a row without any active latent: -1 (counts nowhere) or 0 (the published recipe, where
+            such a row looks like latent 0).
+        backend: "torch", "triton", or "auto": ``HEADCODES_BACKEND`` if set, else Triton on CUDA tensors where it
+            can be imported, else torch. A named backend is used or refused, never replaced.
+        precision: of the products' inputs; sums are fp32. "fp32" is the truth the others are measured against;
+            "tf32" needs the triton backend.
+
+    Returns:
+        int32 [n_prompt, n_component] on the activations' device; for a sequence of autoencoders
+        [n_sae, n_prompt, n_component].
+
+    Raises:
+        HeadcodesError: shapes that do not fit, a scale that is not positive, a backend that cannot run here,
+            weights or activations that are not finite.
+    """
+    z, W_O = activations.z, activations.W_O
+    saes = list(sae) if isinstance(sae, Sequence) else [sae]
+    _check_shapes(z, W_O, saes)
+    if dead not in (-1, 0):
+        raise HeadcodesError("dead must be -1 or 0", repr(dead), "Use -1 unless you reproduce the published recipe.")
+    if precision not in PRECISIONS:
+        raise HeadcodesError(f"precision must be one of {', '.join(PRECISIONS)}", repr(precision), "Use 'fp32'.")
+    chosen = resolve_backend(backend, z.device)
+    if precision == "tf32" and chosen == "torch":
+        raise HeadcodesError(
+            "precision 'tf32' needs the triton backend", f"backend {chosen!r}", "Use 'fp32' or 'bf16'."
+        )
+
+    n_prompt, n_component, d_head = z.shape
+    d_model, d_sae = saes[0].W_enc.shape
+    shift = _per_sae(shift, (len(saes), n_component, d_model), "shift", z.device)
+    scale = _positive_scale(scale, (len(saes), n_component), z.device)
+    encoders = [
+        _Encoder(s, None if shift is None else shift[i], None if scale is None else scale[i], z.device)
+        for i, s in enumerate(saes)
+    ]
+    fold = folding_pays(n_prompt, d_head, d_model, d_sae)
+    if chosen == "triton":
+        codes = _encode_triton(z, W_O, encoders, dead=dead, precision=precision, fold=fold)
+    else:
+        codes = torch.empty(len(saes), n_prompt, n_component, dtype=torch.int32, device=z.device)
+        tiles = _folded_tiles if fold else _unfolded_tiles
+        for encoder, out in zip(encoders, codes, strict=True):
+            _running_argmax(tiles(z, W_O, encoder, precision), dead, out)
+    _check_finite(codes)
+    return codes if isinstance(sae, Sequence) else codes[0]
+
+
+def dead_share(codes: Int[Tensor, "*shape"]) -> float:
+    """Return the share of codes that are -1: of rows without any active latent. nan where there are no codes.
+
+    Only codes made with ``dead=-1`` can tell. The published recipe's codes are ``codes.clamp(min=0)`` of them.
+    """
+    return (codes == DEAD).double().mean().item()
+
+
+def folding_pays(n_prompt: int, d_head: int, d_model: int, d_sae: int) -> bool:
+    """Say whether ``z @ (W_O @ W_enc)`` costs fewer multiplications than ``(z @ W_O) @ W_enc``.
+
+    Per head, folding takes d_head*d_model*d_sae once and then d_head*d_sae a prompt; not folding takes
+    d_model*d_head and then d_model*d_sae a prompt. Folding wins from about d_head prompts on.
+    """
+    folded = d_head * d_sae * (d_model + n_prompt)
+    unfolded = n_prompt * d_model * (d_head + d_sae)
+    return folded <= unfolded
+
+
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """Return "torch" or "triton" for tensors on ``device``.
+
+    "auto" takes ``HEADCODES_BACKEND`` where that is set, else Triton for CUDA tensors where it can be imported,
+    else torch.
+
+    Raises:
+        HeadcodesError: the name is unknown, or the named backend cannot run on ``device``.
+    """
+    source = "backend"
+    if backend == "auto" and (named := os.environ.get("HEADCODES_BACKEND")):
+        source, backend = "HEADCODES_BACKEND", named
+    if backend not in BACKENDS:
+        raise HeadcodesError(f"{source} must be one of {', '.join(BACKENDS)}", repr(backend), "Use 'auto'.")
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
+        return "torch"
+    refusal = _why_not_triton(device)
+    if backend == "auto":
+        return "torch" if refusal else "triton"
+    if refusal:
+        raise HeadcodesError(f"{source} 'triton' must be able to run", refusal, "Use 'torch' or 'auto'.")
+    return "triton"
+
+
+def _why_not_triton(device: torch.device) -> str | None:
+    try:
+        from headcodes_kernels.encode_argmax import interpreted
+    except ImportError as error:
+        return f"no importable triton ({error})"
+    if device.type != "cuda" and not interpreted():
+        return f"tensors on {device.type}, where Triton makes no code"
+    return None
+
+
+def _check_shapes(z: Tensor, W_O: Tensor, saes: Sequence[SparseAutoencoder]) -> None:
+    if not saes:
+        raise HeadcodesError("encode needs at least one autoencoder", "an empty list", "Train one first.")
+    if z.ndim != 3 or not z.is_floating_point():
+        raise HeadcodesError(
+            "z must be a float tensor [n_prompt, n_component, d_head]",
+            f"{z.dtype} {list(z.shape)}",
+            "Use capture().",
+        )
+    if W_O.ndim != 3 or W_O.shape[:2] != z.shape[1:] or not W_O.is_floating_point():
+        raise HeadcodesError(
+            f"W_O must be a float tensor [n_component, d_head, d_model] = [{z.shape[1]}, {z.shape[2]}, ...]",
+            f"{W_O.dtype} {list(W_O.shape)}",
+            "Take z and W_O from the same model.",
+        )
+    if z.device != W_O.device:
+        raise HeadcodesError("z and W_O must be on one device", f"{z.device} and {W_O.device}", "Move one of them.")
+    d_model, d_sae = W_O.shape[2], saes[0].W_enc.shape[-1]
+    for sae in saes:
+        if tuple(sae.W_enc.shape) != (d_model, d_sae):
+            raise HeadcodesError(
+                f"every autoencoder must have W_enc [d_model, d_sae] = [{d_model}, {d_sae}]",
+                str(list(sae.W_enc.shape)),
+                "Use autoencoders trained on this model, all with the same number of latents.",
+            )
+
+
+def _per_sae(value: Tensor | None, shape: tuple[int, ...], name: str, device: torch.device) -> Tensor | None:
+    if value is None:
+        return None
+    if tuple(value.shape) not in (shape, shape[1:]):
+        raise HeadcodesError(
+            f"{name} must have shape {list(shape[1:])}, or {list(shape)} for one per autoencoder",
+            str(list(value.shape)),
+            "Compute it from the same activations.",
+        )
+    return value.detach().to(device, torch.float32).expand(shape)
+
+
+def _positive_scale(
+    scale: float | Tensor | None, shape: tuple[int, ...], device: torch.device
+) -> Float[Tensor, "n_sae n_component"] | None:
+    if scale is not None and (not isinstance(scale, Tensor) or scale.ndim == 0):
+        scale = torch.full(shape, float(scale))
+    scale = _per_sae(scale, shape, "scale", device)
+    if scale is not None and not ((scale > 0) & torch.isfinite(scale) & torch.isfinite(1 / scale)).all():
+        raise HeadcodesError(
+            "scale must be positive and finite",
+            f"smallest {scale.min().item():g}, largest {scale.max().item():g}",
+            "Use 1 for a head whose output does not vary.",
+        )
+    return scale
+
+
+class _Encoder:
+    """One autoencoder's encoder in fp32, with shift and scale of the heads taken into its bias."""
+
+    def __init__(self, sae: SparseAutoencoder, shift: Tensor | None, scale: Tensor | None, device: torch.device):
+        self.W_enc: Float[Tensor, "d_model d_sae"] = sae.W_enc.detach().to(device, torch.float32)
+        b_enc, b_dec = (b.detach().to(device, torch.float32) for b in (sae.b_enc, sae.b_dec))
+        self._b_enc = b_enc - b_dec @ self.W_enc
+        self._shift, self._scale = shift, scale
+        if not (torch.isfinite(self.W_enc).all() and torch.isfinite(self._b_enc).all()):
+            raise HeadcodesError(
+                "an autoencoder's weights must be finite",
+                "nan or infinity",
+                "Train it again with a smaller learning rate, or on scaled activations.",
+            )
+
+    def bias(self, heads: slice, latents: slice) -> Float[Tensor, "heads_or_1 latents"]:
+        """``(b_enc - b_dec @ W_enc) / scale - shift @ W_enc``, the part asked for."""
+        bias = self._b_enc[None, latents]
+        if self._scale is not None:
+            bias = bias / self._scale[heads, None]
+        if self._shift is not None:
+            bias = bias - self._shift[heads] @ self.W_enc[:, latents]
+        return bias
+
+
+# Heads, prompts, number of the first latent, and the latents before the relu (over scale): [heads, prompts, latents].
+_Tile = tuple[slice, slice, int, Tensor]
+
+
+def _steps(total: int, step: int) -> Iterator[slice]:
+    for start in range(0, total, step):
+        yield slice(start, min(start + step, total))
+
+
+def _rounded(x: Tensor, precision: str) -> Tensor:
+    """Round to the product's precision and return fp32: products of rounded numbers, summed in fp32."""
+    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return x.float() if low is None else x.to(low).float()
+
+
+def _folded_tiles(z: Tensor, W_O: Tensor, encoder: _Encoder, precision: str) -> Iterator[_Tile]:
+    n_prompt, n_component, d_head = z.shape
+    d_model, d_sae = encoder.W_enc.shape
+    n_rows = max(1, min(n_prompt, 2048))
+    n_latents = min(d_sae, max(128, TILE_ELEMENTS // n_rows))
+    n_heads = max(1, TILE_ELEMENTS // max(n_latents * max(n_rows, d_head), d_head * d_model))
+    W_enc = _rounded(encoder.W_enc, precision)
+    for heads in _steps(n_component, n_heads):
+        rows = _rounded(W_O[heads], precision).reshape(-1, d_model)
+        for latents in _steps(d_sae, n_latents):
+            folded = _rounded(rows @ W_enc[:, latents], precision).view(-1, d_head, latents.stop - latents.start)
+            offset = encoder.bias(heads, latents)[:, None]
+            for prompts in _steps(n_prompt, n_rows):
+                z_tile = _rounded(z[prompts, heads], precision).transpose(0, 1)
+                yield heads, prompts, latents.start, torch.baddbmm(offset, z_tile, folded)
+
+
+def _unfolded_tiles(z: Tensor, W_O: Tensor, encoder: _Encoder, precision: str) -> Iterator[_Tile]:
+    n_prompt, n_component, d_head = z.shape
+    d_model, d_sae = encoder.W_enc.shape
+    n_latents = min(d_sae, 4096)
+    width = max(d_model, n_latents)
+    n_rows = max(1, min(n_prompt, TILE_ELEMENTS // width))
+    n_heads = max(1, TILE_ELEMENTS // (width * max(n_rows, d_head)))
+    W_enc = _rounded(encoder.W_enc, precision)
+    for heads in _steps(n_component, n_heads):
+        out = _rounded(W_O[heads], precision)
+        for prompts in _steps(n_prompt, n_rows):
+            x = _rounded(torch.bmm(_rounded(z[prompts, heads], precision).transpose(0, 1), out), precision)
+            for latents in _steps(d_sae, n_latents):
+                yield heads, prompts, latents.start, x @ W_enc[:, latents] + encoder.bias(heads, latents)[:, None]
+
+
+def _running_argmax(tiles: Iterator[_Tile], dead: int, codes: Int[Tensor, "n_prompt n_component"]) -> None:
+    best = torch.full(codes.T.shape, -torch.inf, device=codes.device)
+    for heads, prompts, first, latents in tiles:
+        value, index = latents.max(-1)
+        before = best[heads, prompts]
+        # Strictly larger: of equal latents the one of the lowest number stays.
+        winner = torch.where(value > before, index.int() + first, codes[prompts, heads].T)
+        codes[prompts, heads] = winner.T
+        torch.maximum(before, value, out=before)  # keeps nan
+    best = best.T
+    codes.masked_fill_(best <= 0, dead).masked_fill_(~torch.isfinite(best), NOT_FINITE)
+
+
+def _encode_triton(
+    z: Tensor, W_O: Tensor, encoders: list[_Encoder], *, dead: int, precision: str, fold: bool
+) -> Int[Tensor, "n_sae n_prompt n_component"]:
+    from headcodes_kernels.encode_argmax import LATENT_MULTIPLE, encode_argmax, encode_argmax_unfolded
+
+    n_prompt, n_component, d_head = z.shape
+    d_sae = encoders[0].W_enc.shape[1]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    everything = slice(None)
+    bias = torch.stack([e.bias(everything, everything).expand(n_component, d_sae) for e in encoders])
+    W_enc = torch.stack([encoder.W_enc for encoder in encoders]).to(dtype)
+    # Latents that are always 0 never win. Adding them here costs less than it would to pad the folded weights.
+    W_enc, bias = (torch.nn.functional.pad(x, (0, -d_sae % LATENT_MULTIPLE)) for x in (W_enc, bias))
+    n_sae, d_model, d_sae = W_enc.shape
+    if not fold:
+        return encode_argmax_unfolded(z, W_O.to(dtype), W_enc, bias, dead=dead, precision=precision)
+    codes = torch.empty(n_sae, n_prompt, n_component, dtype=torch.int32, device=z.device)
+    step = max(1, FOLDED_BYTES // (n_sae * d_head * d_sae * dtype.itemsize))
+    for heads in _steps(n_component, step):
+        rows = W_O[heads].to(dtype).reshape(-1, d_model)
+        folded = torch.matmul(rows, W_enc).view(n_sae, -1, d_head, d_sae)
+        codes[:, :, heads] = encode_argmax(z[:, heads], folded, bias[:, heads], dead=dead, precision=precision)
+    return codes
+
+
+def _check_finite(codes: Int[Tensor, "n_sae n_prompt n_component"]) -> None:
+    broken = codes == NOT_FINITE
+    if broken.any():
+        _, prompt, component = broken.nonzero()[0].tolist()
+        raise HeadcodesError(
+            "every head's latents must be finite",
+            f"{int(broken.sum())} rows with nan or infinity, first prompt {prompt}, component {component}",
+            "Capture in fp32 or bf16 (fp16 overflows in some models), and look at that prompt.",
+        )

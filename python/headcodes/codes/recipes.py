@@ -1,0 +1,147 @@
+"""Recipes: how head outputs become codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from headcodes.codes.encode import encode
+from headcodes.codes.sae import SparseAutoencoder, TrainConfig
+from headcodes.codes.train import train_many
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int32
+    from torch import Tensor
+
+    from headcodes.activations.capture import HeadActivations
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How codes are made.
+
+    Attributes:
+        scale: what head outputs are divided by before they meet the autoencoder: nothing, one standard deviation for
+            all heads, or each head's own after its mean is taken away.
+        train_on: "prompts" draws training prompts from all prompts of both sides; "pairs" draws pairs, so that
+            both sides weigh the same.
+        hold_out: whether codes of training prompts are left out of the scores.
+        dead: the code of a row in which no latent is active: 0 mixes it with latent 0, as published; -1 never counts.
+        config: of the training.
+    """
+
+    scale: Literal["none", "global", "head"]
+    train_on: Literal["prompts", "pairs"]
+    hold_out: bool
+    dead: Literal[-1, 0]
+    config: TrainConfig
+
+
+_PUBLISHED = TrainConfig()
+
+RECIPES = {
+    "paper": Recipe("none", "prompts", hold_out=False, dead=0, config=_PUBLISHED),
+    "paper-scaled": Recipe("global", "prompts", hold_out=False, dead=0, config=_PUBLISHED),
+    "default": Recipe("head", "pairs", hold_out=True, dead=-1, config=TrainConfig(decoder_norm="atoms", plateau=0.01)),
+    "code-flip": Recipe("head", "pairs", hold_out=True, dead=-1, config=TrainConfig(decoder_norm="atoms")),
+}
+
+
+@dataclass(frozen=True)
+class Codes:
+    """One seed's autoencoder and the codes that it gives.
+
+    Attributes:
+        codes: of every prompt and head, -1 where no latent is active.
+        trained: the prompts it was trained on.
+    """
+
+    sae: SparseAutoencoder
+    codes: Int32[np.ndarray, "n_prompt n_component"]
+    trained: list[int]
+
+    @property
+    def dead_share(self) -> float:
+        """Share of (prompt, head) rows in which no latent is active."""
+        return float((self.codes == -1).mean())
+
+
+def make_codes(
+    activations: HeadActivations,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    n_train: int,
+    backend: str,
+    timed: Callable[[str], AbstractContextManager[None]],
+) -> list[Codes]:
+    """Train the autoencoders of a recipe, one a seed, and give every prompt and head its code, -1 where it is dead.
+
+    Every seed draws from one generator of its own: first the prompts it trains on, then the weights. All seeds'
+    training rows, ``n_train * n_component * d_model`` numbers a seed, are held at once.
+
+    Args:
+        timed: opens a context in which seconds count for a stage, "train" or "encode".
+    """
+    n_pairs = len(activations.z) // 2
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    chosen = [training_prompts(recipe, n_pairs, n_train, generator) for generator in generators]
+    with timed("train"):
+        shift, scale = normalisation(recipe, activations)
+        rows = []
+        for prompts in chosen:
+            x = activations.head_outputs(prompts)
+            if shift is not None:
+                x = x - shift
+            if scale is not None:
+                x = x * scale.reshape(-1, 1)
+            rows.append(x.flatten(0, 1))
+        saes = [result.sae for result in train_many(rows, recipe.config, generators=generators)]
+    with timed("encode"):
+        codes = encode(activations, saes, shift=shift, scale=scale, dead=-1, backend=backend).cpu().numpy()
+    return [Codes(*each) for each in zip(saes, codes, chosen, strict=True)]
+
+
+def training_prompts(recipe: Recipe, n_pairs: int, n_train: int, generator: torch.Generator) -> list[int]:
+    """Draw the prompts to train on: indices into all clean prompts followed by all corrupted ones.
+
+    ``"prompts"``: the first ``n_train`` of one permutation of all. ``"pairs"``: both sides of half as many pairs, and
+    never more than half of all pairs, so that something is left to judge.
+    """
+    if recipe.train_on == "prompts":
+        return torch.randperm(2 * n_pairs, generator=generator)[:n_train].tolist()
+    n_chosen = max(1, min(n_train // 2, n_pairs // 2))
+    chosen = torch.randperm(n_pairs, generator=generator)[:n_chosen].tolist()
+    return chosen + [n_pairs + i for i in chosen]
+
+
+def normalisation(
+    recipe: Recipe, activations: HeadActivations
+) -> tuple[Float[Tensor, "n_component d_model"] | None, Float[Tensor, " n_component"] | None]:
+    """Return what to take away from every head's output, and what to multiply it with.
+
+    Sums over prompts are taken in d_head dimensions: with S_c = sum_n z z^T and G_c = W_O W_O^T the squared norms of a
+    head's outputs sum to trace(S_c G_c), so outputs d_model wide are never made.
+    """
+    if recipe.scale == "none":
+        return None, None
+    z, W_O = activations.z.float(), activations.W_O.float()
+    n_prompt, n_component, _ = z.shape
+    d_model = W_O.shape[-1]
+    mean_z = z.mean(0)
+    if recipe.scale == "head":
+        z = z - mean_z
+    gram = W_O @ W_O.transpose(1, 2)
+    z_by_head = z.transpose(0, 1)
+    square = ((z_by_head.transpose(1, 2) @ z_by_head) * gram).sum((1, 2)) / (n_prompt * d_model)
+    mean_x = torch.einsum("ch,chd->cd", mean_z, W_O)
+    if recipe.scale == "global":
+        variance = square.mean() - mean_x.mean() ** 2
+        return None, variance.rsqrt().expand(n_component)
+    # A head that always says the same has no scale of its own; 1 keeps its zero row zero.
+    deviation = square.sqrt()
+    return mean_x, torch.where(deviation > 1e-8, 1 / deviation.clamp_min(1e-8), 1.0)

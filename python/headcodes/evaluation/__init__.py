@@ -1,0 +1,1 @@
+"""Judging circuits: truths, faithfulness, areas."""

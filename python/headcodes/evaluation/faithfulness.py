@@ -1,0 +1,346 @@
+"""Whether a circuit is enough, and whether it is needed: faithfulness, completeness, minimality.
+
+A circuit here is a set of heads; embeddings, MLPs and norms always stay. Keeping a circuit means to ablate
+every other head, at all positions. With m the mean logit difference, "empty" all heads ablated and "full"
+none:
+
+    faithfulness f(C)  = (m(C kept) - m(empty)) / (m(full) - m(empty))     1: the circuit alone does the task
+    completeness       = f(all heads but C)                                0: nothing outside it does
+
+Sources: Wang et al. 2022 (arXiv 2211.00593) for the questions; Mueller et al. 2025 (MIB, arXiv 2504.13151)
+for the scale, CPR and CMD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headcodes.activations.capture import capture
+from headcodes.errors import HeadcodesError
+from headcodes.interventions.edits import Plan
+from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, run
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from numpy.typing import ArrayLike
+
+    from headcodes.models.model import Model
+    from headcodes.prompts.tokens import TokenPairs
+
+
+Ablation = Literal["zero", "mean", "resample"]
+Engine = Literal["auto", "walk", "forward"]
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What runs answer: arrays [n_pairs, n_run], the first run the clean one, the second the corrupted one.
+
+    Attributes:
+        logit_diff: logsumexp over right answers' logits less that over wrong ones'.
+        prob_diff: Probability of the right answers less that of the wrong ones.
+        kl: KL(clean run || run) over the whole vocabulary, in nats.
+        correct: 1 where the right answers outweigh the wrong ones.
+        top1: 1 where the likeliest of all tokens is a right answer.
+    """
+
+    logit_diff: Float[np.ndarray, "n_pairs n_run"]
+    prob_diff: Float[np.ndarray, "n_pairs n_run"]
+    kl: Float[np.ndarray, "n_pairs n_run"]
+    correct: Float[np.ndarray, "n_pairs n_run"]
+    top1: Float[np.ndarray, "n_pairs n_run"]
+
+    def means(self, run: int) -> dict[str, float]:
+        """Return the mean over pairs of every measure of one run."""
+        names = ("logit_diff", "prob_diff", "kl", "correct", "top1")
+        return {name: float(getattr(self, name)[:, run].mean()) for name in names}
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """How a circuit does, with all other heads ablated, and the model without it.
+
+    Attributes:
+        faithfulness: f of the circuit; 1 is the whole model, 0 no head at all.
+        completeness: f of all heads but the circuit; 0 is best.
+        minimality: For every head of the circuit, f(circuit) - f(circuit without it), in the circuit's
+            order. About 0: the head is not needed.
+        full, empty, kept, ablated: Mean measures of the untouched model, of no heads, of the circuit kept,
+            of the circuit ablated.
+        ablation: What ablated heads say: "zero" nothing, "mean" their mean over corrupted prompts and
+            positions, "resample" what they say on the corrupted prompt.
+        n_pairs: How many pairs the means are over.
+    """
+
+    faithfulness: float
+    completeness: float
+    minimality: list[float]
+    full: dict[str, float]
+    empty: dict[str, float]
+    kept: dict[str, float]
+    ablated: dict[str, float]
+    ablation: str
+    n_pairs: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Faithfulness and completeness of the best-ranked heads, by how many are taken.
+
+    Attributes:
+        sizes: Numbers of heads.
+        faithfulness, completeness: Of the best-ranked ones.
+        random_mean, random_low, random_high: Faithfulness of random circuits of the same sizes: mean, and
+            least and most over the draws; empty lists without draws.
+        n_random: Draws a size.
+        ablation: See ``Faithfulness``.
+    """
+
+    sizes: list[int]
+    faithfulness: list[float]
+    completeness: list[float]
+    random_mean: list[float]
+    random_low: list[float]
+    random_high: list[float]
+    n_random: int
+    ablation: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as a dict."""
+        return asdict(self)
+
+
+class _Keep(Plan):
+    """Row r keeps the heads of circuit r - 2 and ablates the others."""
+
+    def __init__(
+        self, kept: Bool[Tensor, "n_run n_layers n_heads"], instead: Float[Tensor, "n_layers n_heads d_head"] | None
+    ) -> None:
+        self.kept = kept
+        self.instead = instead
+        self.starts = [0] * len(kept)
+        # A corrupted run says the same before the first changed token; zero and mean ablation change that
+        # part, too.
+        self.whole_prompt = instead is not None
+
+    def edit_heads(self, layer: int, z: Tensor) -> None:
+        kept = self.kept[:, layer].to(z.device)[:, None, None, :, None]
+        other = z[1:2] if self.instead is None else self.instead[layer].to(z)
+        z[2:] = torch.where(kept, z[2:], other)
+
+    def part(self, rows: slice) -> Plan:
+        return _Keep(self.kept[rows], self.instead)
+
+
+def behaviour(
+    model: Model,
+    tokens: TokenPairs,
+    kept: ArrayLike,
+    *,
+    ablation: Ablation = "resample",
+    engine: Engine = "auto",
+    memory_bytes: int = DEFAULT_SWEEP_BYTES,
+) -> Behaviour:
+    """Run the model with some heads kept and the others ablated, many choices of heads side by side.
+
+    Args:
+        model: Left as it was found.
+        tokens: Pairs whose two prompts have equally many tokens.
+        kept: Bool [n_run, n_layers, n_heads]: the heads that stay, run by run.
+        ablation: What the other heads say: "zero", "mean" (their mean over all corrupted prompts and
+            positions) or "resample" (what they say on the corrupted prompt, position by position).
+        engine: See ``headcodes.interventions.walk.run``.
+        memory_bytes: See ``headcodes.interventions.walk.run``.
+
+    Returns:
+        Measures with two runs in front of those asked for: clean and corrupted.
+
+    Raises:
+        HeadcodesError: another ablation, another shape, or pairs of unequal length.
+    """
+    mask = torch.as_tensor(np.asarray(kept, dtype=bool))
+    if mask.shape[1:] != (model.n_layers, model.n_heads):
+        raise HeadcodesError(
+            f"kept is [n_run, {model.n_layers}, {model.n_heads}]",
+            f"shape {tuple(mask.shape)}",
+            "Use this model's shape.",
+        )
+    instead = None
+    if ablation == "zero":
+        instead = torch.zeros(model.n_layers, model.n_heads, model.d_head)
+    elif ablation == "mean":
+        # Each prompt's mean over positions, weighted by its length: the mean over all corrupted tokens.
+        lengths = torch.tensor([len(ids) for ids in tokens.corrupt], dtype=torch.float32)
+        z = capture(model, tokens.corrupt)[0].z.cpu()
+        mean = (z * (lengths / lengths.sum())[:, None, None]).sum(0)
+        instead = mean.view(model.n_layers, model.n_heads, model.d_head)
+    elif ablation != "resample":
+        raise HeadcodesError("ablation is zero, mean or resample", repr(ablation), "Choose one of them.")
+    shape = (len(tokens), 2 + len(mask))
+    found = Behaviour(*(np.empty(shape) for _ in range(5)))
+
+    def done(indices: list[int], logits: list[list[Tensor]]) -> None:
+        for index, parts in zip(indices, logits, strict=True):
+            log_p = torch.cat(parts).double().log_softmax(-1)
+            right, wrong = tokens.answers[index], tokens.wrong_answers[index]
+            log_right, log_wrong = log_p[:, right].logsumexp(1), log_p[:, wrong].logsumexp(1)
+            best = log_p.argmax(1)
+            for name, values in (
+                ("logit_diff", log_right - log_wrong),
+                ("prob_diff", log_right.exp() - log_wrong.exp()),
+                ("kl", (log_p[0].exp() * (log_p[0] - log_p)).sum(1)),
+                ("correct", log_right > log_wrong),
+                ("top1", torch.isin(best, torch.tensor(right, device=best.device))),
+            ):
+                getattr(found, name)[index] = values.cpu().numpy()
+
+    plan = _Keep(mask, instead)
+    run(model, tokens, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=True)
+    return found
+
+
+def faithfulness(
+    model: Model,
+    tokens: TokenPairs,
+    heads: Sequence[tuple[int, int]],
+    *,
+    ablation: Ablation = "resample",
+    minimality: bool = True,
+    engine: Engine = "auto",
+    memory_bytes: int = DEFAULT_SWEEP_BYTES,
+) -> Faithfulness:
+    """Say whether ``heads`` are enough, whether they are all, and which of them could go.
+
+    Args:
+        model: Left as it was found.
+        tokens: Pairs whose two prompts have equally many tokens.
+        heads: The circuit, (layer, head).
+        ablation: See ``behaviour``.
+        minimality: Whether to take every head out in turn (a run a head).
+        engine: See ``headcodes.interventions.walk.run``.
+        memory_bytes: See ``headcodes.interventions.walk.run``.
+
+    Raises:
+        HeadcodesError: a head that the model does not have; the full model does not differ from the empty
+            one; or as ``behaviour``.
+    """
+    circuit = _mask(model, heads)
+    without = []
+    for head in heads if minimality else ():
+        smaller = circuit.copy()
+        smaller[head] = False
+        without.append(smaller)
+    kept = np.stack([np.zeros_like(circuit), circuit, ~circuit, *without])
+    found = behaviour(model, tokens, kept, ablation=ablation, engine=engine, memory_bytes=memory_bytes)
+    f = normalised(found.logit_diff, empty=2)
+    return Faithfulness(
+        faithfulness=float(f[3]),
+        completeness=float(f[4]),
+        minimality=[float(f[3] - value) for value in f[5:]],
+        full=found.means(0),
+        empty=found.means(2),
+        kept=found.means(3),
+        ablated=found.means(4),
+        ablation=ablation,
+        n_pairs=len(tokens),
+    )
+
+
+def curve(
+    model: Model,
+    tokens: TokenPairs,
+    head_scores: ArrayLike,
+    *,
+    sizes: Sequence[int] | None = None,
+    n_random: int = 5,
+    seed: int = 0,
+    ablation: Ablation = "resample",
+    engine: Engine = "auto",
+    memory_bytes: int = DEFAULT_SWEEP_BYTES,
+) -> Curve:
+    """Take more and more of the best-ranked heads, and random ones beside them.
+
+    Args:
+        model: Left as it was found.
+        tokens: Pairs whose two prompts have equally many tokens.
+        head_scores: [n_layers, n_heads], larger is better; ties to the lower index.
+        sizes: Numbers of heads; 0, 1, 2, 5, 10, 20, 50 ... and all unless told.
+        n_random: Random circuits a size; 0 for none.
+        seed: Of the random circuits.
+        ablation: See ``behaviour``.
+        engine: See ``headcodes.interventions.walk.run``.
+        memory_bytes: See ``headcodes.interventions.walk.run``.
+
+    Raises:
+        HeadcodesError: as ``faithfulness``.
+    """
+    n_all = model.n_layers * model.n_heads
+    steps = sorted(set(sizes)) if sizes is not None else default_sizes(n_all)
+    order = np.argsort(-np.asarray(head_scores, dtype=np.float64).ravel(), kind="stable")
+    generator = np.random.default_rng(seed)
+    orders = [order] + [generator.permutation(n_all) for _ in range(n_random)]
+    shape = (model.n_layers, model.n_heads)
+    ranked = [[_first(which, size, shape) for size in steps] for which in orders]
+    kept = np.stack([np.zeros(shape, dtype=bool), *(m for row in ranked for m in row), *(~m for m in ranked[0])])
+    found = behaviour(model, tokens, kept, ablation=ablation, engine=engine, memory_bytes=memory_bytes)
+    f = normalised(found.logit_diff, empty=2)[3:].reshape(len(orders) + 1, len(steps))
+    random = f[1:-1]
+    return Curve(
+        sizes=steps,
+        faithfulness=f[0].tolist(),
+        completeness=f[-1].tolist(),
+        random_mean=random.mean(axis=0).tolist() if n_random else [],
+        random_low=random.min(axis=0).tolist() if n_random else [],
+        random_high=random.max(axis=0).tolist() if n_random else [],
+        n_random=n_random,
+        ablation=ablation,
+    )
+
+
+def default_sizes(n_all: int) -> list[int]:
+    """Return 0, 1, 2, 5, 10, 20, 50 ... below ``n_all``, and ``n_all``."""
+    steps = [step * 10**power for power in range(len(str(n_all))) for step in (1, 2, 5)]
+    return [0, *(step for step in steps if step < n_all), n_all]
+
+
+def normalised(values: Float[np.ndarray, "n_pairs n_run"], empty: int) -> Float[np.ndarray, " n_run"]:
+    """Scale means over pairs so that run ``empty`` is 0 and run 0, the whole model, 1."""
+    mean = values.mean(axis=0)
+    span = mean[0] - mean[empty]
+    if abs(span) < 1e-6 * max(1.0, float(np.abs(mean).max())):
+        raise HeadcodesError(
+            "the ablated parts matter: the model with all of them ablated answers otherwise than the whole one",
+            f"a mean logit difference of {mean[0]:.4g} both times",
+            "Choose another ablation, or other prompts.",
+        )
+    scaled: Float[np.ndarray, " n_run"] = (mean - mean[empty]) / span
+    return scaled
+
+
+def _mask(model: Model, heads: Sequence[tuple[int, int]]) -> Bool[np.ndarray, "n_layers n_heads"]:
+    mask = np.zeros((model.n_layers, model.n_heads), dtype=bool)
+    for layer, head in heads:
+        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
+            raise HeadcodesError(
+                f"heads lie in {model.n_layers} layers of {model.n_heads}",
+                f"{(layer, head)}",
+                "Use this model's heads.",
+            )
+        mask[layer, head] = True
+    return mask
+
+
+def _first(order: np.ndarray[Any, Any], size: int, shape: tuple[int, int]) -> Bool[np.ndarray, "n_layers n_heads"]:
+    mask = np.zeros(shape, dtype=bool)
+    mask.ravel()[order[:size]] = True
+    return mask

@@ -1,0 +1,137 @@
+"""Names and order of the nodes and edges of a model's graph."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from headcodes.errors import HeadcodesError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+
+_NODE = re.compile(r"a(\d+)\.h(\d+)|m(\d+)")
+_SLOT = re.compile(r"(.+)<([qkv])>")
+
+
+def head_name(layer: int, head: int) -> str:
+    """Return the field's name of a head: ``a{layer}.h{head}``."""
+    return f"a{layer}.h{head}"
+
+
+def parse_head(name: str) -> tuple[int, int] | None:
+    """Return (layer, head) of ``a{layer}.h{head}``, None for any other name."""
+    match = _NODE.fullmatch(name)
+    return (int(match[1]), int(match[2])) if match and match[1] is not None else None
+
+
+def split_slot(name: str) -> tuple[str, str | None]:
+    """Split an edge's end: ``"a5.h1<q>"`` gives ("a5.h1", "q"), ``"m3"`` gives ("m3", None)."""
+    match = _SLOT.fullmatch(name)
+    return (match[1], match[2]) if match else (name, None)
+
+
+def stage(name: str, *, n_layers: int, n_heads: int, parallel_attn_mlp: bool = False) -> int:
+    """Return when a node writes, counted from the input: an edge must go from a smaller to a larger stage.
+
+    ``input`` is 0, the heads of layer l are at 2l + 1, its MLP at 2l + 2 (2l + 1 where attention and MLP
+    read the same residual stream), ``logits`` at 2 n_layers + 1.
+
+    Raises:
+        HeadcodesError: no such node in a model of this shape.
+    """
+    if name == "input":
+        return 0
+    if name == "logits":
+        return 2 * n_layers + 1
+    match = _NODE.fullmatch(name)
+    if match:
+        layer = int(match[1] if match[1] is not None else match[3])
+        head = int(match[2] or 0)
+        if layer < n_layers and head < n_heads:
+            return 2 * layer + 1 + (match[3] is not None and not parallel_attn_mlp)
+    raise HeadcodesError(
+        f"a node is input, a<layer>.h<head>, m<layer> or logits, in {n_layers} layers of {n_heads} heads",
+        repr(name),
+        "Check the name, and that the circuit belongs to this model.",
+    )
+
+
+Head = tuple[int, int]
+Pair = tuple[Head, Head]
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """One published account of the heads behind a behaviour.
+
+    Attributes:
+        name: Short name of the account, as ``--truth`` takes it: ``wang2022``.
+        task: Task id.
+        model: Hub id of the model the account is about.
+        roles: Role to heads (layer, head). Where the account names no roles there is one, "circuit".
+        pairs: Edges between heads; empty where the account gives none.
+        mlps: Layers whose MLP belongs to the circuit; empty where the account has none or does not speak of
+            them.
+        source: Citation.
+        note: What to know before using it.
+    """
+
+    name: str
+    task: str
+    model: str
+    n_layers: int
+    n_heads: int
+    roles: Mapping[str, tuple[Head, ...]]
+    source: str
+    pairs: tuple[Pair, ...] = ()
+    mlps: tuple[int, ...] = ()
+    note: str = field(default="", compare=False)
+
+    @property
+    def heads(self) -> list[Head]:
+        """All heads of the circuit, by layer and head, each once."""
+        return sorted({head for heads in self.roles.values() for head in heads})
+
+    @property
+    def labels(self) -> Bool[np.ndarray, "n_layers n_heads"]:
+        """True where a head is in the circuit."""
+        labels = np.zeros((self.n_layers, self.n_heads), dtype=bool)
+        for head in self.heads:
+            labels[head] = True
+        return labels
+
+    @property
+    def pair_labels(self) -> Bool[np.ndarray, "n_component n_component"]:
+        """True at [i, j], components layer-major, where head i feeds head j in the circuit."""
+        labels = np.zeros((self.n_layers * self.n_heads,) * 2, dtype=bool)
+        for (layer, head), (later_layer, later_head) in self.pairs:
+            labels[layer * self.n_heads + head, later_layer * self.n_heads + later_head] = True
+        return labels
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return name, task, model, source and note with the numbers of heads, pairs and MLPs."""
+        counts = {"n_heads_in_circuit": len(self.heads), "n_pairs": len(self.pairs), "n_mlps": len(self.mlps)}
+        named = {key: getattr(self, key) for key in ("name", "task", "model", "source", "note")}
+        return {**named, **counts}
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Scores of the edges of the whole graph: embedding, heads, MLPs and logits, queries, keys and values apart.
+
+    Attributes:
+        sources: names of the nodes that write: ``input``, ``a{l}.h{h}``, ``m{l}``, in the order in which they do.
+        destinations: names of what reads: ``a{l}.h{h}<q>`` (and ``<k>``, ``<v>``), ``m{l}``, ``logits``.
+        scores: float64, signed: what the metric loses when the edge carries the corrupted prompt's value. NaN where
+            the source writes too late for the destination to read it.
+    """
+
+    sources: list[str]
+    destinations: list[str]
+    scores: Float[np.ndarray, "n_source n_destination"]

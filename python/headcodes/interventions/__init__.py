@@ -1,0 +1,1 @@
+"""Running a model with parts of it changed."""

@@ -1,0 +1,329 @@
+"""What a model loses when heads, or single edges, carry another prompt's value or none: the inner loop of ACDC.
+
+Corrupted ablation puts in what the part says on the pair's corrupted prompt, zero ablation nothing. The loss is the
+mean KL divergence of the answer's distribution from the clean model's, over the whole vocabulary at the last
+position, or the logit difference that is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from headcodes.errors import HeadcodesError
+from headcodes.interventions.reads import Reads, edge_names, input_major
+from headcodes.interventions.runs import (
+    Batch,
+    Edits,
+    Parts,
+    batches,
+    node_bytes_per_token,
+    ready,
+    require_equal_lengths,
+    run,
+)
+from headcodes.models.hooks import Edit, edit_input
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+    from headcodes.models.model import Model
+    from headcodes.prompts.tokens import TokenPairs
+
+
+Ablation = Literal["corrupted", "zero"]
+Loss = Literal["kl", "logit-diff"]
+
+
+@dataclass
+class _Reference:
+    """One batch, what its parts say when ablated, and what the whole model answers."""
+
+    batch: Batch
+    ablated: Parts
+    clean: Float[Tensor, "batch n_logit"]
+
+
+class HeadAblation:
+    """The loss of ablating sets of heads.
+
+    Raises:
+        HeadcodesError: clean and corrupted prompt of a pair differ in length (corrupted ablation).
+    """
+
+    def __init__(self, model: Model, tokens: TokenPairs, ablation: Ablation, loss: Loss) -> None:
+        if ablation == "corrupted":
+            require_equal_lengths(tokens, "corrupted ablation")
+        self.model, self.ablation, self.kind, self.n_pairs = model, ablation, loss, len(tokens)
+        with ready(model), torch.no_grad():
+            self.references = [self._reference(batch) for batch in batches(tokens, node_bytes_per_token(model))]
+
+    @property
+    def clean_logit_diff(self) -> float:
+        """Mean logit difference of the whole model over pairs; with the loss "logit-diff" only."""
+        return sum(float(each.batch.logit_diff(each.clean).sum()) for each in self.references) / self.n_pairs
+
+    def _reference(self, batch: Batch) -> _Reference:
+        whole = self.kind == "kl"
+        clean = run(self.model, batch.clean, batch, whole_vocabulary=whole)
+        ablated = clean
+        if self.ablation == "corrupted":
+            ablated = run(self.model, batch.corrupt, batch, whole_vocabulary=whole)
+        else:
+            ablated = Parts(
+                torch.zeros_like(clean.input),
+                [torch.zeros_like(z) for z in clean.z],
+                [torch.zeros_like(output) for output in clean.mlp],
+                clean.logits,
+            )
+        return _Reference(batch, ablated, clean.logits)
+
+    def loss(self, removed: Bool[Tensor, "n_layers n_heads"]) -> float:
+        """Return the mean loss over pairs without the heads where ``removed`` is True."""
+        d_head = self.model.d_head
+        columns = removed.repeat_interleave(d_head, dim=1)
+        total = 0.0
+        with ready(self.model), torch.no_grad():
+            for reference in self.references:
+                edits = {
+                    layer: _swapped(columns[layer], reference.ablated.z[layer])
+                    for layer in range(self.model.n_layers)
+                    if bool(removed[layer].any())
+                }
+                parts = run(
+                    self.model,
+                    reference.batch.clean,
+                    reference.batch,
+                    edits=Edits(z=edits),
+                    whole_vocabulary=self.kind == "kl",
+                )
+                total += self._loss(reference, parts.logits)
+        return total / self.n_pairs
+
+    def _loss(self, reference: _Reference, logits: Tensor) -> float:
+        return float(loss_of(self.kind, reference.batch, reference.clean, logits).sum())
+
+
+def _swapped(gone: Bool[Tensor, " column"], other: Tensor) -> Edit:
+    return lambda z: torch.where(gone.to(z.device), other, z)
+
+
+def loss_of(
+    kind: Loss, batch: Batch, clean: Float[Tensor, "batch n_logit"], logits: Float[Tensor, "batch n_logit"]
+) -> Float[Tensor, " batch"]:
+    """Return each row's loss: KL of the answer's distribution from the clean model's, or the logit difference lost."""
+    if kind == "kl":
+        expected = clean.log_softmax(1)
+        return (expected.exp() * (expected - logits.log_softmax(1))).sum(1)
+    return batch.logit_diff(clean) - batch.logit_diff(logits)
+
+
+class EdgeAblation(HeadAblation):
+    """The loss of ablating sets of edges, rows and columns as ``reads.edge_names`` names them.
+
+    A destination whose edges are removed reads the residual stream less what their sources say in this very run, plus
+    what they say when ablated. Exact: MLPs and later heads answer to what they then read.
+
+    Keys and values that several heads share (grouped queries) are told apart: an edge into one head's key changes what
+    that head attends by, and nothing for the others of its group.
+
+    Raises:
+        HeadcodesError: a norm between parts and stream (Gemma 2 and 3), in which sums of parts do not exist; a family
+            whose projections are unknown; grouped queries in attention that cannot be told how many keys there are.
+    """
+
+    def __init__(self, model: Model, tokens: TokenPairs, ablation: Ablation, loss: Loss) -> None:
+        if model.n_kv_heads != model.n_heads and not hasattr(model.attention(0), _GROUPS):
+            raise HeadcodesError(
+                "edges can be cut where every head has, or can be given, keys and values of its own",
+                f"{model.n_heads} heads on {model.n_kv_heads} keys and values",
+                "Use level='node', or eap for edges.",
+            )
+        super().__init__(model, tokens, ablation, loss)
+        self.rows = Reads(model).rows
+        self.ablated_sources = [self._sources(reference) for reference in self.references]
+
+    def _sources(self, reference: _Reference) -> Float[Tensor, "source batch*seq*d_model"]:
+        reads = Reads(self.model)
+        with ready(self.model), torch.no_grad():
+            run(self.model, reference.batch.clean, reference.batch, also=reads.recording())
+            for layer in range(self.model.n_layers):
+                for kind in ("z", "mlp") if self.rows.n_mlps else ("z",):
+                    if reads.norm_behind(kind, layer)[0] is not None:
+                        raise HeadcodesError(
+                            "edges can only be cut where parts add up in the residual stream",
+                            f"{self.model!r}, which norms what its parts write",
+                            "Use level='node', or eap for edges.",
+                        )
+            keys = [("input", 0)]
+            for layer in range(self.model.n_layers):
+                keys += [(kind, layer) for kind in (("z", "mlp") if self.rows.n_mlps else ("z",))]
+            return torch.cat([reads.written(kind, layer, reference.ablated) for kind, layer in keys])
+
+    def loss(self, removed: Bool[Tensor, "n_source n_destination"]) -> float:
+        """Return the mean loss over pairs without the edges where ``removed`` is True."""
+        total = 0.0
+        with ready(self.model), torch.no_grad():
+            for reference, ablated in zip(self.references, self.ablated_sources, strict=True):
+                cut = _Cut(self.model, self.rows, removed.float().to(ablated.device), ablated)
+                parts = run(
+                    self.model,
+                    reference.batch.clean,
+                    reference.batch,
+                    also=cut.cutting(),
+                    whole_vocabulary=self.kind == "kl",
+                )
+                total += self._loss(reference, parts.logits)
+        return total / self.n_pairs
+
+
+# What attention of transformers reads to see how many heads share a key: it takes as many keys as it is given.
+_GROUPS = "num_key_value_groups"
+
+
+@contextmanager
+def _ungrouped(model: Model) -> Iterator[None]:
+    """Let attention take keys and values for every head while open."""
+    parts = [model.attention(layer) for layer in range(model.n_layers)]
+    before = [getattr(part, _GROUPS) for part in parts]
+    try:
+        for part in parts:
+            setattr(part, _GROUPS, 1)
+        yield
+    finally:
+        for part, groups in zip(parts, before, strict=True):
+            setattr(part, _GROUPS, groups)
+
+
+class _Cut:
+    """One pass in which destinations read a stream without some of its sources."""
+
+    def __init__(self, model: Model, rows: Any, removed: Tensor, ablated: Tensor) -> None:
+        self.model, self.rows, self.removed, self.ablated = model, rows, removed, ablated
+        self.reads = Reads(model)
+        self.group_size = model.n_heads // model.n_kv_heads
+        # What each source says in this pass less what it says when ablated, as the pass comes by it.
+        self.gap = torch.zeros_like(ablated)
+
+    @contextmanager
+    def cutting(self) -> Iterator[None]:
+        """Hang the hooks in."""
+        model, reads = self.model, self.reads
+        with ExitStack() as hooks:
+            hooks.enter_context(reads.recording())
+            if self.group_size > 1:
+                hooks.enter_context(_ungrouped(model))
+            hooks.enter_context(edit_input(model.layers[0], self._heard(self.rows.of("input", 0))))
+            for layer in range(model.n_layers):
+                for slot in "qkv":
+                    module, _ = reads.slots[layer][slot]
+                    hooks.callback(module.register_forward_hook(self._slot(layer, slot)).remove)
+                hooks.enter_context(edit_input(model.projections[layer], self._heads(layer)))
+                part = model.mlp(layer)
+                if part is not None:
+                    hooks.enter_context(edit_input(reads.mlp_reader(layer), self._mlp(layer)))
+                    hooks.callback(part.register_forward_hook(self._mlp_said(layer)).remove)
+            assert model.final_norm is not None
+            hooks.enter_context(edit_input(model.final_norm, self._final))
+            yield
+
+    def _says(self, row: slice, said: Tensor) -> None:
+        self.gap[row] = said - self.ablated[row]
+
+    def _heard(self, row: slice) -> Edit:
+        def note(x: Tensor) -> Tensor:
+            self._says(row, x.float().reshape(1, -1))
+            return x
+
+        return note
+
+    def _heads(self, layer: int) -> Edit:
+        def note(z: Tensor) -> Tensor:
+            heads = z.float().unflatten(-1, (self.model.n_heads, self.model.d_head))
+            weights = self.model.W_O[layer].float().to(z.device)
+            self._says(self.rows.heads(layer), torch.einsum("bshd,hdm->hbsm", heads, weights).flatten(1))
+            return z
+
+        return note
+
+    def _mlp_said(self, layer: int) -> Any:
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            said = output[0] if isinstance(output, tuple) else output
+            self._says(self.rows.mlp(layer), said.float().reshape(1, -1))
+
+        return note
+
+    def _change(self, readable: slice, columns: slice) -> Tensor | None:
+        """Return what leaves the stream for each of some destinations, or None where nothing does."""
+        gone = self.removed[readable, columns]
+        if not bool(gone.any()):
+            return None
+        return gone.T @ self.gap[readable]
+
+    def _slot(self, layer: int, slot: str) -> Any:
+        # Keys and values of grouped queries are made once a head, in one order with the queries.
+        shared = self.group_size > 1 and slot != "q"
+
+        def by_head(values: Tensor, dim: int) -> Tensor:
+            return values.repeat_interleave(self.group_size, dim) if shared else values
+
+        def replace(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            start = self.rows.column(layer) + "qkv".index(slot) * self.rows.n_heads
+            change = self._change(self.rows.read_by_heads(layer), slice(start, start + self.rows.n_heads))
+            cut = self.reads.slots[layer][slot][1]
+            if change is None:
+                return by_head(cut(output), -2).flatten(-2) if shared else None
+            norm, stream = self.reads.norm_before(layer, args[0])
+            read = stream - change.view(-1, *stream.shape).to(stream.dtype)
+            normed: Tensor = read if norm is None else norm.forward(read)
+            bias = getattr(module, "bias", None)
+            values = torch.einsum("hbsm,mhd->bshd", normed, by_head(cut(input_major(module)), -2))
+            if bias is not None:
+                values = values + by_head(cut(bias), -2)
+            if shared:
+                return values.flatten(-2)
+            output = output.clone()
+            cut(output).copy_(values)
+            return output
+
+        return replace
+
+    def _mlp(self, layer: int) -> Edit:
+        def replace(x: Tensor) -> Tensor:
+            column = self.rows.column(layer) + 3 * self.rows.n_heads
+            change = self._change(self.rows.read_by_mlp(layer), slice(column, column + 1))
+            if change is None:
+                return x
+            norm, stream = self.reads.mlp_norm(layer)
+            read = stream - change.view(stream.shape).to(stream.dtype)
+            return read if norm is None else norm.forward(read)
+
+        return replace
+
+    def _final(self, x: Tensor) -> Tensor:
+        column = self.rows.column(self.rows.n_layers)
+        change = self._change(slice(0, self.rows.n_source), slice(column, column + 1))
+        return x if change is None else x - change.view(x.shape).to(x.dtype)
+
+
+def edge_order(model: Model) -> list[tuple[int, int]]:
+    """Return every edge as (row, column), from the logits back: destinations that read late first, and of their
+    sources
+    those that write late first, as Conmy et al. 2023 visit them."""
+    rows = Reads(model).rows
+    _, destinations = edge_names(model)
+    order = [(row, len(destinations) - 1) for row in reversed(range(rows.n_source))]
+    for layer in reversed(range(rows.n_layers)):
+        column = rows.column(layer)
+        if rows.n_mlps:
+            order += [(row, column + 3 * rows.n_heads) for row in reversed(range(rows.read_by_mlp(layer).stop))]
+        for head in reversed(range(rows.n_heads)):
+            for slot in reversed(range(3)):
+                target = column + slot * rows.n_heads + head
+                order += [(row, target) for row in reversed(range(rows.read_by_heads(layer).stop))]
+    return order

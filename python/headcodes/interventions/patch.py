@@ -1,0 +1,288 @@
+"""The causal truth: what a model's answer loses when one part of it says what it says on the corrupted
+prompt.
+
+Resample patching: a head's result (at all positions) is taken from the corrupted run, everything after it is
+computed again. The effect is LD(clean) - LD(patched), with LD the logit difference, logsumexp over the right
+answers less logsumexp over the wrong ones. Positive effects belong to parts that help to answer, negative
+ones to parts that hold back. Exact up to the rounding of the model's dtype: truths are made in float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headcodes import metrics
+from headcodes.activations.capture import capture
+from headcodes.errors import HeadcodesError
+from headcodes.files import atomic_write, cache_dir, checksum
+from headcodes.interventions.edits import Plan, groups
+from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, run
+from headcodes.progress import progress as progress_bar
+from headcodes.prompts.task_check import logit_differences
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxtyping import Bool, Float
+    from numpy.typing import ArrayLike
+
+    from headcodes.models.model import Model
+    from headcodes.prompts.tokens import TokenPairs
+
+
+Components = Literal["heads", "heads+mlps"]
+Engine = Literal["auto", "walk", "forward"]
+
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CausalTruth:
+    """Exact effects of patching every part of a model on one task.
+
+    Attributes:
+        effects: Signed effects [n_pairs, n_component] in logits, float64: all heads layer-major, then, where
+            asked for, all MLPs.
+        clean_ld, corrupt_ld: Logit differences [n_pairs] of the two runs.
+        n_answered: How many of the pairs looked at are answered right; only these are patched.
+        n_given: How many pairs were looked at: no more than it took to find those wanted.
+        names: Name of each component.
+    """
+
+    effects: Float[np.ndarray, "n_pairs n_component"]
+    clean_ld: Float[np.ndarray, " n_pairs"]
+    corrupt_ld: Float[np.ndarray, " n_pairs"]
+    n_answered: int
+    n_given: int
+    names: list[str]
+    n_layers: int
+    n_heads: int
+    model: str
+    task: str
+
+    @property
+    def mean_effects(self) -> Float[np.ndarray, " n_component"]:
+        """Mean effect of every component over the pairs."""
+        mean: Float[np.ndarray, " n_component"] = self.effects.mean(axis=0)
+        return mean
+
+    @property
+    def head_effects(self) -> Float[np.ndarray, "n_layers n_heads"]:
+        """Mean effect of every head."""
+        return self.mean_effects[: self.n_layers * self.n_heads].reshape(self.n_layers, self.n_heads)
+
+    @property
+    def per_pair_head_effects(self) -> Float[np.ndarray, "n_pairs n_head"]:
+        """Effect of every head on every pair, heads layer-major."""
+        return self.effects[:, : self.n_layers * self.n_heads]
+
+    def labels(self, top: int = 20) -> Bool[np.ndarray, "n_layers n_heads"]:
+        """True for the ``top`` heads of largest |mean effect|."""
+        return metrics.largest(self.head_effects, top)
+
+    def largest(self, k: int = 10) -> list[tuple[str, float]]:
+        """Return names and mean effects of the ``k`` components of largest |mean effect|."""
+        mean = self.mean_effects
+        return [(self.names[i], float(mean[i])) for i in np.argsort(-np.abs(mean), kind="stable")[:k]]
+
+
+class _Patches(Plan):
+    """Row r takes one component from the corrupted run."""
+
+    def __init__(self, components: Sequence[tuple[int, int | None]]) -> None:
+        self.components = list(components)
+        self.starts = [layer for layer, _ in self.components]
+        self.edits_mlps = any(head is None for _, head in self.components)
+
+    def edit_heads(self, layer: int, z: Tensor) -> None:
+        for row, (where, head) in enumerate(self.components, start=2):
+            if where == layer and head is not None:
+                z[row, :, :, head] = z[1, :, :, head]
+
+    def edit_mlp(self, layer: int, output: Tensor) -> None:
+        for row, (where, head) in enumerate(self.components, start=2):
+            if where == layer and head is None:
+                output[row] = output[1]
+
+    def part(self, rows: slice) -> Plan:
+        return _Patches(self.components[rows])
+
+
+def causal_truth(
+    model: Model,
+    tokens: TokenPairs,
+    components: Components = "heads",
+    pairs: int | None = None,
+    *,
+    progress: bool = True,
+    cache: bool = True,
+    engine: Engine = "auto",
+    memory_bytes: int = DEFAULT_SWEEP_BYTES,
+) -> CausalTruth:
+    """Patch every head (and MLP) on every answered pair.
+
+    Each pair's effects are kept in the cache folder under ``truths``, by the checksum of the model, its
+    dtype, and the pair's tokens and answers; an interrupted run goes on where it stopped, and another set of
+    pairs reuses what it shares with an earlier one.
+
+    Args:
+        model: Preferably in float32; its dtype is part of the cache's key.
+        tokens: Pairs whose two prompts have equally many tokens.
+        components: "heads", or "heads+mlps".
+        pairs: How many answered pairs to use, the first ones; all where None.
+        progress: Show a bar on stderr (in a terminal).
+        cache: Read and write the cache.
+        engine: See ``headcodes.interventions.walk.run``.
+        memory_bytes: See ``headcodes.interventions.walk.run``.
+
+    Raises:
+        HeadcodesError: unequal lengths, no answered pair, or another value of ``components``.
+    """
+    if components not in ("heads", "heads+mlps"):
+        raise HeadcodesError("components is heads or heads+mlps", repr(components), "Choose one of them.")
+    chosen, clean_ld, corrupt_ld, n_answered, n_given = answered(model, tokens, pairs)
+    parts: list[tuple[int, int | None]] = [
+        (layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)
+    ]
+    names = list(model.components)
+    if components == "heads+mlps":
+        parts += [(layer, None) for layer in range(model.n_layers)]
+        names += [f"m{layer}" for layer in range(model.n_layers)]
+    effects = patch_effects(model, chosen, parts, components, progress, cache, engine, memory_bytes)
+    return CausalTruth(
+        effects=effects,
+        clean_ld=clean_ld,
+        corrupt_ld=corrupt_ld,
+        n_answered=n_answered,
+        n_given=n_given,
+        names=names,
+        n_layers=model.n_layers,
+        n_heads=model.n_heads,
+        model=model.name,
+        task=tokens.pairs.task,
+    )
+
+
+def answered(
+    model: Model, tokens: TokenPairs, pairs: int | None, known: tuple[ArrayLike, ArrayLike] | None = None
+) -> tuple[TokenPairs, Float[np.ndarray, " n"], Float[np.ndarray, " n"], int, int]:
+    """Return the first ``pairs`` pairs that are answered right, their logit differences on the clean and the
+    corrupted prompts, and how many are answered right of how many looked at: no more than it takes.
+
+    Args:
+        known: logit differences of all clean and all corrupted prompts, where the model need not be asked.
+
+    Raises:
+        HeadcodesError: unequal lengths, or no answered pair.
+    """
+    groups(tokens)  # unequal lengths should not cost a forward pass
+
+    def differences(some: range) -> list[Float[np.ndarray, " n"]]:
+        if known is not None:
+            return [np.asarray(side, dtype=np.float64)[some] for side in known]
+        looked = tokens.subset(some)
+        _, logits = capture(model, [*looked.clean, *looked.corrupt], answer_ids=looked.scored_ids * 2)
+        assert logits is not None
+        return [logit_differences(looked, side) for side in (logits[: len(looked)], logits[len(looked) :])]
+
+    clean, corrupt = np.empty(0), np.empty(0)
+    while len(clean) < len(tokens):
+        missing = len(tokens) if pairs is None else pairs - int((clean > 0).sum())
+        if missing <= 0:
+            break
+        # An eighth more than is missing: a task worth explaining is mostly answered, and looking twice costs a pass.
+        some = range(len(clean), min(len(tokens), len(clean) + missing + -(-missing // 8)))
+        clean, corrupt = (np.concatenate(sides) for sides in zip((clean, corrupt), differences(some), strict=True))
+    right = np.flatnonzero(clean > 0)
+    if not right.size:
+        raise HeadcodesError(
+            "the model answers at least one pair right, else there is nothing to explain",
+            f"none of {len(tokens)}",
+            "Choose a task that the model does, or another model.",
+        )
+    chosen = right[:pairs]
+    return tokens.subset(chosen.tolist()), clean[chosen], corrupt[chosen], len(right), len(clean)
+
+
+def logit_diffs(tokens: TokenPairs, index: int, logits: list[Tensor]) -> Float[np.ndarray, " n_row"]:
+    """Return the logit difference of every row of one pair, float64."""
+    values = torch.cat(logits).to("cpu", torch.float64)
+    n_right = len(tokens.answers[index])
+    difference: Float[np.ndarray, " n_row"] = (
+        values[:, :n_right].logsumexp(1) - values[:, n_right:].logsumexp(1)
+    ).numpy()
+    return difference
+
+
+def patch_effects(
+    model: Model,
+    tokens: TokenPairs,
+    parts: Sequence[tuple[int, int | None]],
+    components: str,
+    progress: bool,
+    cache: bool,
+    engine: Engine,
+    memory_bytes: int,
+) -> Float[np.ndarray, "n_pairs n_part"]:
+    """Return LD(clean) - LD(part patched) for every pair and part, parts in the order given."""
+    effects = np.empty((len(tokens), len(parts)))
+    paths = [_cache_path(model, tokens, index, components) if cache else None for index in range(len(tokens))]
+    missing = [index for index, path in enumerate(paths) if not _read(path, effects[index])]
+    if not missing:
+        return effects
+    by_layer = sorted(range(len(parts)), key=lambda part: parts[part][0])
+    plan = _Patches([parts[part] for part in by_layer])
+    todo = tokens.subset(missing)
+    with progress_bar("patching", total=len(missing) if progress else 0) as advance:
+
+        def done(indices: list[int], logits: list[list[Tensor]]) -> None:
+            for index, values in zip(indices, logits, strict=True):
+                found = logit_diffs(todo, index, values)
+                row = effects[missing[index]]
+                row[by_layer] = found[0] - found[2:]
+                _write(paths[missing[index]], row)
+            advance(len(indices))
+
+        run(model, todo, plan, done=done, engine=engine, memory_bytes=memory_bytes)
+    return effects
+
+
+def _cache_path(model: Model, tokens: TokenPairs, index: int, components: str) -> Path:
+    """Name a pair's effects after everything they depend on."""
+    model_key = [_VERSION, model.checksum, str(model.dtype), model.device.type, components]
+    pair_key = [tokens.clean[index], tokens.corrupt[index], tokens.answers[index], tokens.wrong_answers[index]]
+    folder, file = (checksum(json.dumps(key).encode())[:24] for key in (model_key, pair_key))
+    return cache_dir() / "truths" / folder / f"{file}.safetensors"
+
+
+def _read(path: Path | None, row: Float[np.ndarray, " n_part"]) -> bool:
+    """Fill ``row`` from the cache; False where it is not there, or not whole."""
+    if path is None or not path.is_file():
+        return False
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        found = load_file(path)["effects"]
+    except (SafetensorError, KeyError, OSError):
+        return False
+    if found.shape != row.shape or found.dtype != row.dtype:
+        return False
+    row[:] = found
+    return True
+
+
+def _write(path: Path | None, row: Float[np.ndarray, " n_part"]) -> None:
+    if path is None:
+        return
+    from safetensors.numpy import save_file
+
+    with atomic_write(path) as temporary:
+        save_file({"effects": row.copy()}, temporary)

@@ -1,0 +1,265 @@
+"""The whole graph of a transformer: what every part writes to the residual stream, and what it reads from it.
+
+Reading is linear in gradients: from the gradient at a layer's head results, autograd gives those at each head's
+queries, keys and values, the projections' weights give those at the normed input, head by head, and the norm's own
+backward those at the residual stream. No module is changed; hooks note tensors of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from headcodes.errors import HeadcodesError
+from headcodes.interventions.runs import Parts, node_bytes_per_token
+from headcodes.models.hooks import edit_input
+from headcodes.models.slots import slot_projection
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+    from headcodes.models.model import Model
+
+
+def has_mlps(model: Model) -> bool:
+    """Whether the model's layers have MLPs that can be read."""
+    return model.mlp(0) is not None
+
+
+def edge_names(model: Model) -> tuple[list[str], list[str]]:
+    """Return the names of all sources and of all destinations, in the order of rows and columns everywhere here."""
+    heads = range(model.n_heads)
+    sources, destinations = ["input"], []
+    for layer in range(model.n_layers):
+        sources += [f"a{layer}.h{head}" for head in heads]
+        destinations += [f"a{layer}.h{head}<{slot}>" for slot in "qkv" for head in heads]
+        if has_mlps(model):
+            sources.append(f"m{layer}")
+            destinations.append(f"m{layer}")
+    return sources, [*destinations, "logits"]
+
+
+def edge_bytes_per_token(model: Model) -> int:
+    """Estimate what one token of a pair holds while edges are scored: the graph, every source, one layer's readers."""
+    n_source = 1 + model.n_layers * (model.n_heads + 1)
+    return node_bytes_per_token(model) + 4 * int(model.d_model) * (n_source + 9 * model.n_heads)
+
+
+class Rows:
+    """Where sources and destinations of each layer lie."""
+
+    def __init__(self, model: Model) -> None:
+        self.n_heads, self.n_mlps = model.n_heads, int(has_mlps(model))
+        self.n_layers = model.n_layers
+        self.parallel = model.parallel_attn_mlp
+        self.n_source = 1 + self.n_layers * (self.n_heads + self.n_mlps)
+
+    def of(self, kind: str, layer: int) -> slice:
+        """Rows of one part: "input", "z" (a layer's heads) or "mlp"."""
+        return slice(0, 1) if kind == "input" else self.heads(layer) if kind == "z" else self.mlp(layer)
+
+    def heads(self, layer: int) -> slice:
+        """Rows of a layer's heads."""
+        start = 1 + layer * (self.n_heads + self.n_mlps)
+        return slice(start, start + self.n_heads)
+
+    def mlp(self, layer: int) -> slice:
+        """Row of a layer's MLP."""
+        stop = self.heads(layer).stop
+        return slice(stop, stop + 1)
+
+    def read_by_heads(self, layer: int) -> slice:
+        """Rows that a layer's heads can read."""
+        return slice(0, self.heads(layer).start)
+
+    def read_by_mlp(self, layer: int) -> slice:
+        """Rows that a layer's MLP can read: its own heads too, unless both read the same stream."""
+        heads = self.heads(layer)
+        return slice(0, heads.start if self.parallel else heads.stop)
+
+    def column(self, layer: int) -> int:
+        """First column of a layer: queries, keys, values, then the MLP; after the last layer, the logits."""
+        return layer * (3 * self.n_heads + self.n_mlps)
+
+
+class Reads:
+    """Notes what one forward pass reads and writes, as tensors of its graph.
+
+    Use ``recording`` as the ``also`` of ``gradients.run``; for gradients, with gradients on and ``slots``.
+
+    Raises:
+        HeadcodesError: a model without a final norm (its residual stream is normed on the way, so that parts do not
+            add up), or of a family whose query, key and value projections are unknown.
+    """
+
+    def __init__(self, model: Model, slots: bool = True) -> None:
+        if model.final_norm is None:
+            raise HeadcodesError(
+                "this needs a residual stream that parts only add to, and a final norm",
+                f"{model!r}, which has none that is known",
+                "Use another method, or level='node'.",
+            )
+        self.model = model
+        self.rows = Rows(model)
+        names = "qkv" if slots else ""
+        self.slots = [{slot: slot_projection(model, layer, slot) for slot in names} for layer in range(model.n_layers)]
+        self._slot_in: dict[int, Tensor] = {}
+        self._slot_out: dict[tuple[int, nn.Module], Tensor] = {}
+        self._layer_calls: dict[int, list[tuple[nn.Module, Tensor, Tensor]]] = {}
+        self._attention_out: dict[int, Tensor] = {}
+        self._mlp_out: dict[int, Tensor] = {}
+        self._mlp_read: dict[int, Tensor] = {}
+        self.mlp_in: dict[int, Tensor] = {}
+        self.final_in: Tensor
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Note tensors while open."""
+        model = self.model
+        with ExitStack() as hooks:
+            for layer, block in enumerate(model.layers):
+                self._layer_calls[layer] = []
+                attention, mlp = model.attention(layer), model.mlp(layer)
+                for child in block.children():
+                    if child is not attention and child is not mlp and not isinstance(child, nn.Dropout):
+                        hooks.callback(child.register_forward_hook(self._note_child(layer)).remove)
+                for module in dict.fromkeys(module for module, _ in self.slots[layer].values()):
+                    hooks.callback(module.register_forward_hook(self._note_slot(layer)).remove)
+                hooks.callback(
+                    model.projections[layer].register_forward_hook(self._note(self._attention_out, layer)).remove
+                )
+                if mlp is not None:
+                    hooks.enter_context(edit_input(self.mlp_reader(layer), self._note_mlp_in(layer)))
+                    hooks.callback(mlp.register_forward_hook(self._note(self._mlp_out, layer)).remove)
+            assert model.final_norm is not None
+            hooks.enter_context(edit_input(model.final_norm, self._note_final))
+            yield
+
+    def mlp_reader(self, layer: int) -> nn.Module:
+        """Return the module whose input is what a layer's MLP reads."""
+        # OPT's blocks hold no MLP module: fc1 reads and fc2 writes.
+        part = getattr(self.model.layers[layer], "fc1", None) or self.model.mlp(layer)
+        assert isinstance(part, nn.Module)
+        return part
+
+    def mlp_norm(self, layer: int) -> tuple[nn.Module | None, Tensor]:
+        """Return the norm before a layer's MLP, if any, and what it read in this pass."""
+        return self.norm_before(layer, self._mlp_read[layer])
+
+    def _note_child(self, layer: int) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+                self._layer_calls[layer].append((module, args[0], output))
+
+        return note
+
+    def _note_slot(self, layer: int) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            self._slot_in[layer] = args[0]
+            self._slot_out[layer, module] = output
+
+        return note
+
+    def _note(self, where: dict[int, Tensor], layer: int) -> Any:
+        def note(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            where[layer] = output[0] if isinstance(output, tuple) else output
+
+        return note
+
+    def _note_mlp_in(self, layer: int) -> Any:
+        def note(x: Tensor) -> Tensor:
+            # Attention may read the same tensor; a view of its own keeps the gradients apart.
+            self._mlp_read[layer], self.mlp_in[layer] = x, x.view_as(x)
+            return self.mlp_in[layer]
+
+        return note
+
+    def _note_final(self, x: Tensor) -> Tensor:
+        self.final_in = x.view_as(x)
+        return self.final_in
+
+    def written(self, kind: str, layer: int, differences: Parts) -> Float[Tensor, "source batch*seq*d_model"]:
+        """Return what differences of one part ("input", "z", "mlp" of a layer) come to in the residual stream, fp32.
+
+        Where a norm stands between a part and the stream (Gemma 2 and 3), the difference goes through its derivative.
+        """
+        model = self.model
+        if kind == "input":
+            return differences.input.float().reshape(1, -1)
+        if kind == "mlp":
+            difference = differences.mlp[layer].float()[None]
+            return self._after_norm(kind, layer, difference).flatten(1)
+        z = differences.z[layer].float().unflatten(-1, (model.n_heads, model.d_head))
+        heads = torch.einsum("bshd,hdm->hbsm", z, model.W_O[layer].float().to(z.device))
+        return self._after_norm(kind, layer, heads).flatten(1)
+
+    def norm_behind(self, kind: str, layer: int) -> tuple[nn.Module | None, Tensor]:
+        """Return the norm between a layer's "z" or "mlp" and the stream (Gemma 2 and 3), if any, and its input."""
+        written = (self._attention_out if kind == "z" else self._mlp_out)[layer]
+        return next((module for module, x, _ in self._layer_calls[layer] if x is written), None), written
+
+    def _after_norm(self, kind: str, layer: int, differences: Tensor) -> Tensor:
+        norm, at = self.norm_behind(kind, layer)
+        if norm is None:
+            return differences
+        point = at.detach()
+        through = [torch.func.jvp(norm.forward, (point,), (d.to(point.dtype),))[1].float() for d in differences]
+        return torch.stack(through)
+
+    def head_reads(self, layer: int, z: Tensor, gradient: Tensor) -> Float[Tensor, "slot*head batch seq d_model"]:
+        """Return the gradient at what each of a layer's heads reads, before the norm: queries, keys, values.
+
+        Keys and values that several heads share (grouped queries) are told apart by letting the gradient back through
+        one head of each group at a time.
+        """
+        model = self.model
+        group = model.n_heads // model.n_kv_heads
+        modules = {slot: module for slot, (module, _) in self.slots[layer].items()}
+        outputs = {module: self._slot_out[layer, module] for module in dict.fromkeys(modules.values())}
+        by_head = torch.zeros(3, *z.shape[:2], model.n_heads, model.d_head, dtype=torch.float32, device=z.device)
+        gradient = gradient.unflatten(-1, (model.n_heads, model.d_head))
+        for member in range(group):
+            part = torch.zeros_like(gradient)
+            part[:, :, member::group] = gradient[:, :, member::group]
+            found = torch.autograd.grad(z, list(outputs.values()), part.flatten(2), retain_graph=True)
+            found_by_module = dict(zip(outputs, found, strict=True))
+            for place, slot in enumerate("qkv"):
+                module, cut = self.slots[layer][slot]
+                values = cut(found_by_module[module]).float()
+                by_head[place, :, :, member::group] = values[:, :, member::group] if slot == "q" else values
+        normed = self._slot_in[layer]
+        reads = []
+        for place, slot in enumerate("qkv"):
+            module, cut = self.slots[layer][slot]
+            weight = cut(input_major(module)).float()  # [d_model, head, d_head]
+            if slot != "q":
+                weight = weight.repeat_interleave(group, dim=1)
+            at_normed = torch.einsum("bshd,mhd->hbsm", by_head[place], weight)
+            reads += [self._before_norm(layer, normed, g) for g in at_normed]
+        return torch.stack(reads)
+
+    def mlp_reads(self, layer: int, gradient: Tensor) -> Float[Tensor, "1 batch*seq d_model"]:
+        """Return the gradient at what a layer's MLP reads, before the norm."""
+        return self._before_norm(layer, self._mlp_read[layer], gradient.float())[None]
+
+    def _before_norm(self, layer: int, normed: Tensor, gradient: Tensor) -> Tensor:
+        norm, read = self.norm_before(layer, normed)
+        if norm is None:
+            return gradient
+        return torch.autograd.grad(normed, read, gradient.to(normed.dtype), retain_graph=True)[0].float()
+
+    def norm_before(self, layer: int, normed: Tensor) -> tuple[nn.Module | None, Tensor]:
+        """Return the norm that made ``normed`` in this pass, and what it read; nothing and ``normed`` if none did."""
+        made = ((module, given) for module, given, made in self._layer_calls[layer] if made is normed)
+        return next(made, (None, normed))
+
+
+def input_major(module: nn.Module) -> Float[Tensor, "n_in n_out"]:
+    """Return a linear layer's weights as [in, out]; GPT-2's layers keep them so, every other the other way."""
+    linear: Any = getattr(module, "original_component", None) or module
+    weight: Tensor = linear.weight
+    return weight if type(linear).__name__ == "Conv1D" else weight.T

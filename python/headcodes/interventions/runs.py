@@ -1,0 +1,222 @@
+"""Forward and backward passes over prompt pairs, with every part of the model laid open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from headcodes.errors import HeadcodesError
+from headcodes.models.hooks import Edit, as_found, edit_input, edit_output
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+
+    from headcodes.models.model import Model
+    from headcodes.prompts.tokens import TokenPairs
+
+
+DEFAULT_GRAPH_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs of one length or nearly so, filled up on the right, and the answers that judge them.
+
+    Attributes:
+        rows: which pairs these are.
+        clean, corrupt: token ids. Pair by pair of one length, so positions correspond.
+        last: each prompt's last position.
+        vocab: every answer's token id, ascending; right, wrong: which of them are each row's answers.
+    """
+
+    rows: list[int]
+    clean: Int[Tensor, "batch seq"]
+    corrupt: Int[Tensor, "batch seq"]
+    last: Int[Tensor, " batch"]
+    vocab: Int[Tensor, " n_vocab"]
+    right: Bool[Tensor, "batch n_vocab"]
+    wrong: Bool[Tensor, "batch n_vocab"]
+
+    def logit_diff(self, logits: Float[Tensor, "batch n_vocab"]) -> Float[Tensor, " batch"]:
+        """Logsumexp over the right answers' logits less that over the wrong ones', a row."""
+        right, wrong = self.right.to(logits.device), self.wrong.to(logits.device)
+        return logits.masked_fill(~right, -torch.inf).logsumexp(1) - logits.masked_fill(~wrong, -torch.inf).logsumexp(1)
+
+
+def require_equal_lengths(tokens: TokenPairs, method: str) -> None:
+    """Raise where the two prompts of a pair differ in length.
+
+    Raises:
+        HeadcodesError: they do; the message names the first such pair.
+    """
+    for index, (clean, corrupt) in enumerate(zip(tokens.clean, tokens.corrupt, strict=True)):
+        if len(clean) != len(corrupt):
+            raise HeadcodesError(
+                f"{method} compares the two prompts of a pair by position, so they must have equally many tokens",
+                f"{len(clean)} and {len(corrupt)} at prompt {index}",
+                "Reword the pair, or use a method that does not: default, paper, mean-diff.",
+            )
+
+
+def batches(tokens: TokenPairs, bytes_per_token: int, memory_bytes: int = DEFAULT_GRAPH_BYTES) -> Iterator[Batch]:
+    """Cut pairs, sorted by length, into batches whose padded tokens fit ``memory_bytes``; at least one pair each.
+
+    How they are cut follows from lengths and sizes alone, so that the same call gives the same bits again.
+    """
+    vocab = sorted({token for ids in tokens.scored_ids for token in ids})
+    column = {token: place for place, token in enumerate(vocab)}
+    order = sorted(range(len(tokens)), key=lambda row: (len(tokens.clean[row]), row))
+    chunk: list[int] = []
+    for place, row in enumerate(order):
+        chunk.append(row)
+        following = order[place + 1] if place + 1 < len(order) else None
+        if following is None or (len(chunk) + 1) * len(tokens.clean[following]) * bytes_per_token > memory_bytes:
+            yield _batch(tokens, chunk, vocab, column)
+            chunk = []
+
+
+def _batch(tokens: TokenPairs, rows: list[int], vocab: list[int], column: Mapping[int, int]) -> Batch:
+    lengths = [len(tokens.clean[row]) for row in rows]
+
+    def padded(prompts: list[list[int]]) -> Tensor:
+        width = max(len(prompts[row]) for row in rows)
+        return torch.tensor([[*p, *[p[-1]] * (width - len(p))] for p in (prompts[row] for row in rows)])
+
+    def marked(answers: list[list[int]]) -> Tensor:
+        mask = torch.zeros(len(rows), len(vocab), dtype=torch.bool)
+        for place, row in enumerate(rows):
+            mask[place, [column[token] for token in answers[row]]] = True
+        return mask
+
+    return Batch(
+        rows=rows,
+        clean=padded(tokens.clean),
+        corrupt=padded(tokens.corrupt),
+        last=torch.tensor(lengths) - 1,
+        vocab=torch.tensor(vocab),
+        right=marked(tokens.answers),
+        wrong=marked(tokens.wrong_answers),
+    )
+
+
+def node_bytes_per_token(model: Model) -> int:
+    """Estimate what one token of a pair holds: a forward pass whose graph is kept, the corrupted run beside it."""
+    widest = max((part.shape[-1] for part in model.layers[0].parameters() if part.ndim == 2), default=model.d_model)
+    columns = model.n_heads * model.d_head
+    per_layer = 8 * model.d_model + 4 * max(widest, 4 * model.d_model) + 8 * columns
+    return int(torch.empty(0, dtype=model.dtype).element_size() * model.n_layers * per_layer)
+
+
+@dataclass
+class Parts:
+    """What one pass left behind, layer by layer, as it ran: tensors of the graph where gradients are on.
+
+    Attributes:
+        input: what enters the first layer.
+        z: every layer's head results side by side, before the output projection.
+        mlp: every layer's MLP output (empty for attention-only models), before any norm that follows.
+        logits: fp32, of the batch's answers at each prompt's last position.
+    """
+
+    input: Float[Tensor, "batch seq d_model"]
+    z: list[Float[Tensor, "batch seq n_heads*d_head"]]
+    mlp: list[Float[Tensor, "batch seq d_model"]]
+    logits: Float[Tensor, "batch n_vocab"]
+
+    def get(self, kind: str, layer: int) -> Tensor:
+        """Return one part: "input", or "z" or "mlp" of a layer."""
+        return self.input if kind == "input" else (self.z if kind == "z" else self.mlp)[layer]
+
+
+@contextmanager
+def ready(model: Model) -> Iterator[None]:
+    """Evaluation mode, and weights that no gradient is worked out for; both are given back as they were found."""
+    asked = [part for part in model.module.parameters() if part.requires_grad]
+    try:
+        for part in asked:
+            part.requires_grad_(False)
+        with as_found(model.module):
+            yield
+    finally:
+        for part in asked:
+            part.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class Edits:
+    """What to put in place of a part while the model runs: functions from the tensor found to the one that goes on.
+
+    Attributes:
+        input: of what enters the first layer. z: by layer, of the head results. mlp: by layer, of the MLP's output.
+    """
+
+    input: Edit | None = None
+    z: Mapping[int, Edit] = field(default_factory=dict)
+    mlp: Mapping[int, Edit] = field(default_factory=dict)
+
+
+NO_EDITS = Edits()
+
+
+def run(
+    model: Model,
+    tokens: Int[Tensor, "batch seq"],
+    batch: Batch,
+    *,
+    edits: Edits = NO_EDITS,
+    also: AbstractContextManager[Any] | None = None,
+    whole_vocabulary: bool = False,
+) -> Parts:
+    """Run the model over ``tokens`` and lay its parts open.
+
+    With gradients on, the graph begins at the first layer's input. Must be called inside ``ready``.
+
+    Args:
+        batch: says where the last positions are and which answers' logits to take.
+        edits: what to change on the way. An edit sees the tensor as it is; its result is what ``Parts`` holds.
+        also: a context to hang further hooks in with, behind the ones here.
+        whole_vocabulary: return the logits of all tokens, not only of the batch's answers.
+    """
+    kept: dict[str, Tensor] = {}
+    z: dict[int, Tensor] = {}
+    mlp: dict[int, Tensor] = {}
+
+    def first(x: Tensor) -> Tensor:
+        if edits.input is not None:
+            x = edits.input(x)
+        if torch.is_grad_enabled():
+            x = x.detach().requires_grad_(True)
+        kept["input"] = x
+        return x
+
+    def head_results(layer: int) -> Edit:
+        def keep(x: Tensor) -> Tensor:
+            z[layer] = edits.z[layer](x) if layer in edits.z else x
+            return z[layer]
+
+        return keep
+
+    def mlp_output(layer: int) -> Edit:
+        def keep(x: Tensor) -> Tensor:
+            mlp[layer] = edits.mlp[layer](x) if layer in edits.mlp else x
+            return mlp[layer]
+
+        return keep
+
+    with ExitStack() as hooks:
+        hooks.enter_context(edit_input(model.layers[0], first))
+        for layer, projection in enumerate(model.projections):
+            hooks.enter_context(edit_input(projection, head_results(layer)))
+            part = model.mlp(layer)
+            if part is not None:
+                hooks.enter_context(edit_output(part, mlp_output(layer)))
+        if also is not None:
+            hooks.enter_context(also)
+        logits = model.trace(tokens, logits_at=batch.last, vocab=None if whole_vocabulary else batch.vocab)
+    assert logits is not None
+    return Parts(kept["input"], [z[layer] for layer in sorted(z)], [mlp[layer] for layer in sorted(mlp)], logits)

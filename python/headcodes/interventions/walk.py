@@ -1,0 +1,331 @@
+"""Many edited runs of one prompt pair, side by side, in one walk through the layers.
+
+Every edited run is a row beside the clean run (row 0) and the corrupted run (row 1). A row enters at the
+layer that its first edit is in, as a copy of the clean row, so nothing before that layer is run twice. What
+comes before the first changed token is the same for all rows: its keys and values are computed once. Only
+the answers' logits are computed, at the last position.
+
+The layers are called with the very arguments that the model itself gives them, so the walk holds for every
+family whose blocks hand a residual stream from one to the next. It is checked on a pair of each batch: the
+walk's clean and corrupted answers must be those of the model's own forward pass. Where they are not, or where
+blocks cannot be called like that (TransformerBridge, offloaded weights), whole forward passes do the same
+work, slower.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.interventions.edits import Plan, groups
+from headcodes.models.hooks import as_found
+from headcodes.models.model import Model
+from headcodes.models.prefix_cache import cache_argument, prefix_cache
+from headcodes.models.slots import slot_projection
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+    from headcodes.prompts.tokens import TokenPairs
+
+
+DEFAULT_SWEEP_BYTES = 1 << 27
+_FEWEST_ROWS = 32
+# The walk and the model's own pass do the same sums in another order.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+
+
+def run(
+    model: Model,
+    tokens: TokenPairs,
+    plan: Plan,
+    *,
+    done: Callable[[list[int], list[list[Tensor]]], None],
+    engine: str = "auto",
+    memory_bytes: int = DEFAULT_SWEEP_BYTES,
+    splits: bool = True,
+    whole_vocabulary: bool = False,
+) -> None:
+    """Run ``plan`` on every pair and hand over the answers' logits, a few pairs at a time.
+
+    Args:
+        model: Left as it was found.
+        tokens: Pairs of equal lengths.
+        plan: The edits.
+        done: Called with indices of pairs and, for each of them, one tensor a set of logits: fp32 [n_row,
+            n_answer] over ``tokens.scored_ids`` (right answers, then wrong ones), rows in the plan's order.
+        engine: "walk" through the layers, "forward" passes of the whole model, or "auto": walk where it
+            holds.
+        memory_bytes: Bound on the working memory of one batch, beside the weights.
+        splits: Whether edited rows may be run in several batches.
+        whole_vocabulary: Hand over the logits of all tokens instead.
+
+    Raises:
+        HeadcodesError: pairs of unequal length, or ``engine="walk"`` where it does not hold.
+
+    Warns:
+        HeadcodesWarning: "auto" had to take whole forward passes for a model whose blocks seemed callable.
+    """
+    if engine not in ("auto", "walk", "forward"):
+        raise HeadcodesError("engine is auto, walk or forward", repr(engine), "Leave it at auto.")
+    walks = engine != "forward" and _can_walk(model)
+    if engine == "walk" and not walks:
+        raise HeadcodesError(
+            "walking through the layers needs a transformers model with its weights on its device",
+            f"{model!r}",
+            "Leave engine at auto.",
+        )
+    budget = max(1, memory_bytes // _bytes_per_token(model))
+    n_rows = len(plan.starts)
+    with as_found(model.module), torch.inference_mode():
+        for group in groups(tokens):
+            suffix = group.length - (0 if plan.whole_prompt else group.start)
+            n_at_once = max(1, budget // (suffix * min(n_rows + 2, _FEWEST_ROWS)))
+            for first in range(0, len(group.indices), n_at_once):
+                indices = group.indices[first : first + n_at_once]
+                n_split = max(1, budget // (suffix * len(indices)) - 2) if splits else n_rows
+                logits: list[list[Tensor]] = [[] for _ in indices]
+                start = 0 if plan.whole_prompt else group.start
+                batch = _Batch(model, tokens.subset(indices), start, whole_vocabulary)
+                for row in range(0, max(n_rows, 1), n_split):
+                    part = plan.part(slice(row, row + n_split)) if splits and n_rows > n_split else plan
+                    rows = None
+                    if walks:
+                        rows = batch.walk(part)
+                        if rows is None:
+                            if engine == "walk":
+                                raise HeadcodesError(
+                                    "the walk's answers are those of the model's own forward pass",
+                                    f"others for {model!r}",
+                                    "Use engine='forward'.",
+                                )
+                            warnings.warn(
+                                f"walking through the layers of {model.name} does not give its own answers; whole"
+                                " forward passes are used instead, which takes longer",
+                                HeadcodesWarning,
+                                stacklevel=2,
+                            )
+                            walks = False
+                    if rows is None:
+                        rows = batch.forward(part)
+                    for pair, values in enumerate(rows):
+                        # Rows 0 and 1 come back with every part; once is enough.
+                        logits[pair].append(values if row == 0 else values[2:])
+                done(indices, logits)
+
+
+class _Batch:
+    """A few pairs of one length: their prefix, computed once, and what their layers are called with."""
+
+    def __init__(self, model: Model, tokens: TokenPairs, start: int, whole_vocabulary: bool) -> None:
+        self.model = model
+        self.start = start
+        self.ids = torch.tensor([tokens.clean, tokens.corrupt], device=model.device)
+        self.n_pairs = self.ids.shape[1]
+        self.scored: list[list[int]] | None = None if whole_vocabulary else tokens.scored_ids
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+
+    def walk(self, plan: Plan) -> list[Tensor] | None:
+        """Return logits [n_row, n_answer] a pair, or None where the walk does not give the model's own
+        answers."""
+        model = self.model
+        if self.calls is None:
+            self._prepare()
+        assert self.calls is not None
+        n_pos = self.ids.shape[2] - self.start
+        hidden = self.embedded
+        starts = list(plan.starts)
+        n_rows = 2
+        state = _Shape(n_rows, self.n_pairs, n_pos)
+        with _editing(model, plan, state):
+            for layer, (args, kwargs) in enumerate(self.calls):
+                n_new = starts.count(layer)
+                if n_new:
+                    clean = hidden[: self.n_pairs]
+                    hidden = torch.cat([hidden, *([clean] * n_new)])
+                    n_rows += n_new
+                    state.n_rows = n_rows
+                self.cache.n_rows = n_rows
+                sizes = (2 * self.n_pairs, n_rows * self.n_pairs)
+                named = {name: _fitted(value, *sizes) for name, value in kwargs.items()}
+                output = model.layers[layer](hidden, *_fitted(args, *sizes), **named)
+                hidden = output[0] if isinstance(output, tuple) else output
+        last = hidden.view(n_rows, self.n_pairs, n_pos, -1)[:, :, -1]
+        rows = [
+            _answers(model, last[:, pair], None if self.scored is None else self.scored[pair])
+            for pair in range(self.n_pairs)
+        ]
+        return rows if _agree(rows[0][:2], self.own, model.dtype) else None
+
+    def _prepare(self) -> None:
+        """Run the prefix once, then both suffixes, noting how the model calls its layers and what it
+        answers."""
+        model = self.model
+        body: Any = model.module.base_model
+        self.cache = prefix_cache(model.n_layers)
+        named = {cache_argument(model) or "": self.cache}
+        if self.start:
+            # One prompt's prefix is its counterpart's, too.
+            self.cache.recording = True
+            body(input_ids=self.ids[0, :, : self.start], use_cache=True, **named)
+            self.cache.recording = False
+        self.cache.n_rows = 2
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        embedded: list[Tensor] = []
+
+        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            named = dict(kwargs)
+            stream = args[0] if args else named.pop("hidden_states")
+            embedded.append(stream)
+            calls.append((tuple(args[1:]), named))
+
+        with ExitStack() as hooks:
+            for block in model.layers:
+                hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
+            suffixes = self.ids[:, :, self.start :].flatten(0, 1)
+            body(input_ids=suffixes, use_cache=True, **named)
+        self.calls, self.embedded = calls, embedded[0]
+        # One pair of the batch stands for all: they have one length and one first changed place.
+        self.own = _own_answers(model, self.ids[:, :1], None if self.scored is None else self.scored[:1])[0]
+
+    def forward(self, plan: Plan) -> list[Tensor]:
+        """Do the same by whole forward passes: every row from the first token and the first layer on."""
+        model = self.model
+        n_rows = 2 + len(plan.starts)
+        ids = torch.cat([self.ids, self.ids[:1].expand(n_rows - 2, -1, -1)])
+        with _editing(model, plan, _Shape(n_rows, self.n_pairs, ids.shape[2])):
+            return _own_answers(model, ids, self.scored)
+
+
+@dataclass
+class _Shape:
+    n_rows: int
+    n_pairs: int
+    n_pos: int
+
+
+@contextmanager
+def _editing(model: Model, plan: Plan, shape: _Shape) -> Iterator[None]:
+    """Let ``plan`` edit heads, MLPs and slots wherever it wants to, while open."""
+
+    def unfold(x: Tensor, *tail: int) -> Tensor:
+        return x.reshape(shape.n_rows, shape.n_pairs, shape.n_pos, *tail)
+
+    def heads(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        def edit(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            z = unfold(args[0], model.n_heads, model.d_head)
+            plan.edit_heads(layer, z)
+            return (z.reshape(args[0].shape), *args[1:])
+
+        return edit
+
+    def mlp(layer: int) -> Callable[[nn.Module, Any, Any], Any]:
+        def edit(_module: nn.Module, _args: Any, output: Any) -> Any:
+            first = output[0] if isinstance(output, tuple) else output
+            values = unfold(first, first.shape[-1])
+            plan.edit_mlp(layer, values)
+            values = values.reshape(first.shape)
+            return (values, *output[1:]) if isinstance(output, tuple) else values
+
+        return edit
+
+    def slot(layer: int, name: str, cut: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def edit(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            output = output.clone()
+            plan.edit_slot(layer, name, cut(unfold(output, output.shape[-1])))
+            return output
+
+        return edit
+
+    with ExitStack() as hooks:
+        for layer, projection in enumerate(model.projections):
+            hooks.callback(projection.register_forward_pre_hook(heads(layer)).remove)
+            if plan.edits_mlps:
+                module = model.mlp(layer)
+                if module is None:
+                    raise HeadcodesError(
+                        "patching MLPs needs a family whose MLP is known", f"{model!r}", "Patch heads only."
+                    )
+                hooks.callback(module.register_forward_hook(mlp(layer)).remove)
+            for name in plan.slots(layer):
+                module, cut = slot_projection(model, layer, name)
+                hooks.callback(module.register_forward_hook(slot(layer, name, cut)).remove)
+        yield
+
+
+def _can_walk(model: Model) -> bool:
+    body = getattr(model.module, "base_model", None)
+    offloaded = any(tensor.device.type == "meta" for tensor in model.module.parameters())
+    spread = len({tensor.device for tensor in model.module.parameters()}) > 1
+    return (
+        model.final_norm is not None
+        and isinstance(body, nn.Module)
+        and hasattr(model.module, "config")
+        and not offloaded
+        and not spread
+        and cache_argument(model) is not None
+    )
+
+
+def _bytes_per_token(model: Model) -> int:
+    """Estimate what a token of one layer holds at a time: residual stream, queries to results, MLP
+    intermediates."""
+    widest = max((part.shape[-1] for part in model.layers[0].parameters() if part.ndim == 2), default=0)
+    widest = max(widest, 4 * model.d_model)
+    n_columns = model.n_heads * model.d_head
+    per_value = torch.empty(0, dtype=model.dtype).element_size()
+    return int(per_value * (6 * model.d_model + 3 * widest + 4 * n_columns))
+
+
+def _answers(
+    model: Model, hidden: Float[Tensor, "row d_model"], ids: Sequence[int] | None
+) -> Float[Tensor, "row n_answer"]:
+    """Return fp32 logits of a few tokens, or of all, from the last block's output, as ``Model.trace``
+    does."""
+    assert model.final_norm is not None
+    unembed: Any = model.unembed
+    chosen = slice(None) if ids is None else torch.tensor(list(ids), device=unembed.weight.device)
+    bias = getattr(unembed, "bias", None)
+    weight = unembed.weight[chosen].float()
+    normed = model.final_norm(hidden).float()
+    logits = torch.nn.functional.linear(normed, weight, None if bias is None else bias[chosen].float())
+    config: Any = model.module.config
+    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def _own_answers(
+    model: Model, ids: Int[Tensor, "row pair pos"], scored: Sequence[Sequence[int]] | None
+) -> list[Float[Tensor, "row n_answer"]]:
+    """Return fp32 logits after the last token by the model's own forward pass, one tensor a pair."""
+    vocab = None if scored is None else sorted({token for row in scored for token in row})
+    last = torch.full((ids.shape[0] * ids.shape[1],), ids.shape[2] - 1)
+    found = model.trace(ids.flatten(0, 1), logits_at=last, vocab=None if vocab is None else torch.tensor(vocab))
+    assert found is not None
+    logits = found.view(ids.shape[0], ids.shape[1], -1)
+    if vocab is None or scored is None:
+        return list(logits.unbind(1))
+    column = {token: place for place, token in enumerate(vocab)}
+    return [logits[:, pair, [column[token] for token in row]] for pair, row in enumerate(scored)]
+
+
+def _agree(walked: Tensor, own: Tensor, dtype: torch.dtype) -> bool:
+    scale = max(1.0, float(own.abs().max()))
+    return bool((walked - own).abs().max() <= _TOLERANCE.get(dtype, 5e-2) * scale)
+
+
+def _fitted(value: Any, n_from: int, n_to: int) -> Any:
+    """Stretch an argument made for ``n_from`` rows (or one for all) to ``n_to``: all rows have the same
+    positions."""
+    if isinstance(value, tuple):
+        return tuple(_fitted(part, n_from, n_to) for part in value)
+    if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == n_from:
+        return value[:1].expand(n_to, *value.shape[1:])
+    return value

@@ -1,0 +1,80 @@
+"""What a method finds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int32
+    from torch import Tensor
+
+    from headcodes.codes.recipes import Codes
+    from headcodes.codes.sae import SparseAutoencoder
+    from headcodes.graph import Edges
+    from headcodes.models.model import Model
+
+
+@dataclass
+class Findings:
+    """What a method found.
+
+    Attributes:
+        head_scores: float64 [n_layers, n_heads], larger is more likely in the circuit.
+        signed: the same with a sign, where the method has one: what the metric loses without the head.
+        other_nodes: scores, signed like ``signed``, of ``input`` and ``m{layer}``, where the method has them.
+        edges: every edge's score, where the method has them; edge level only.
+        pair_scores: float64 [n_component, n_component], symmetric, zero diagonal; edge level only.
+        mention_scores: float64 [n_component], the published "edge level" score of a head; edge level only.
+        codes: int32 [2 * n_pairs, n_component], clean prompts first; code methods only.
+        judged: bool [2 * n_pairs], the prompts whose codes the scores were made from.
+        counted: codes of the positives, codes of the negatives and the dead code (None: no code is dead), of the pairs
+            that did not train the autoencoder; only of methods whose scores are the counts of ``headcodes.overlap``,
+            which a permutation test can take again.
+        sae: the autoencoder behind the codes.
+        dead_share: share of (prompt, head) rows in which no latent is active.
+        timings_s: seconds a stage.
+    """
+
+    head_scores: Float[np.ndarray, "n_layers n_heads"]
+    signed: Float[np.ndarray, "n_layers n_heads"] | None = None
+    other_nodes: dict[str, float] = field(default_factory=dict)
+    edges: Edges | None = None
+    pair_scores: Float[np.ndarray, "n_component n_component"] | None = None
+    mention_scores: Float[np.ndarray, " n_component"] | None = None
+    codes: Int32[np.ndarray, "n_prompt n_component"] | None = None
+    judged: np.ndarray | None = None
+    counted: tuple[Int32[np.ndarray, "n c"], Int32[np.ndarray, "n c"], int | None] | None = None
+    sae: SparseAutoencoder | None = None
+    dead_share: float | None = None
+    timings_s: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: Model) -> Findings:
+        """Return findings about ``model`` with every score at zero, for a method to fill in."""
+        return cls(head_scores=np.zeros((model.n_layers, model.n_heads)))
+
+    def set_heads(self, scores: Float[Tensor, ...]) -> None:
+        """Take scores of all heads, layer-major in any shape, as ``head_scores``."""
+        self.head_scores = scores.detach().double().cpu().numpy().reshape(self.head_scores.shape)
+
+    def set_signed(self, scores: Float[Tensor, ...]) -> None:
+        """Take signed scores of all heads: ``head_scores`` are their magnitudes, as their authors rank them."""
+        self.set_heads(scores)
+        self.signed, self.head_scores = self.head_scores, np.abs(self.head_scores)
+
+    def take_codes(self, coded: Codes) -> None:
+        """Take a seed's autoencoder and codes."""
+        self.sae, self.codes, self.dead_share = coded.sae, coded.codes, coded.dead_share
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds spent inside to ``timings_s[stage]``."""
+        start = time.perf_counter()
+        yield
+        self.timings_s[stage] = self.timings_s.get(stage, 0.0) + time.perf_counter() - start

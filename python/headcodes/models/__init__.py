@@ -1,0 +1,1 @@
+"""Models: opened, taken apart into heads, run."""

@@ -1,0 +1,179 @@
+"""Models of transformers and TransformerLens, taken apart into heads."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from typing import Any
+
+import torch
+from torch import nn
+
+from headcodes.errors import HeadcodesError
+from headcodes.models.families import FAMILIES, check_projection, refuse, resolve_path
+from headcodes.models.model import Model
+from headcodes.models.sources import (
+    Source,
+    ask_hub,
+    known_models,
+    not_loaded,
+)
+from headcodes.models.weights import weights_of
+
+
+def from_transformers(
+    module: Any,
+    tokenizer: Any,
+    name: str,
+    *,
+    projection: str | None,
+    owned: bool,
+    revision: str | None = None,
+    known_checksum: str | None = None,
+) -> Model:
+    """Find the heads of a model of transformers.
+
+    Args:
+        owned: whether the model is ours to change: TransformerLens rebuilds what it opens.
+
+    Raises:
+        HeadcodesError: see ``load_model``.
+    """
+    config = getattr(module, "config", None)
+    if config is None or not hasattr(config, "get_text_config") or module.get_output_embeddings() is None:
+        raise HeadcodesError(
+            "A model must be a causal language model of transformers",
+            f"{type(module).__name__}, which has no configuration or no output embeddings",
+            "Load it by AutoModelForCausalLM.",
+        )
+    refuse(config)
+    text = config.get_text_config()
+    family = FAMILIES.get(config.model_type)
+    if family is None and projection is None:
+        return _through_lens(module, tokenizer, name, owned, known_checksum)
+    if projection is not None:
+        if "{layer}" not in projection:
+            raise HeadcodesError(
+                "projection must hold {layer} where the layer's number goes",
+                repr(projection),
+                "For instance: model.layers.{layer}.self_attn.o_proj",
+            )
+        head, _, tail = projection.partition(".{layer}.")
+        layers_path, projection_path, attention = head, tail, tail.rpartition(".")[0]
+        mlp, final_norm = (None, None) if family is None else (family.mlp, family.final_norm)
+    else:
+        assert family is not None
+        layers_path, projection_path, attention = family.layers, family.projection, family.attention
+        mlp, final_norm = family.mlp, family.final_norm
+    layers = list(resolve_path(module, layers_path).children())
+    projections = [resolve_path(layer, projection_path) for layer in layers]
+    for layer, part in enumerate(projections):
+        check_projection(part, f"{layers_path}.{layer}.{projection_path}")
+    return Model(
+        name=name,
+        family=str(config.model_type),
+        module=module,
+        tokenizer=tokenizer,
+        layers=layers,
+        projections=projections,
+        attention=attention,
+        mlp=mlp,
+        # OPT-350m has none: its path leads to None.
+        final_norm=None if final_norm is None else _maybe(module, final_norm),
+        unembed=module.get_output_embeddings(),
+        n_heads=int(text.num_attention_heads),
+        n_kv_heads=int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
+        parallel_attn_mlp=bool(getattr(text, "use_parallel_residual", False)),
+        revision=revision,
+        known_checksum=known_checksum,
+    )
+
+
+def _maybe(module: nn.Module, path: str) -> nn.Module | None:
+    parent, _, name = path.rpartition(".")
+    part = getattr(resolve_path(module, parent), name, None)
+    return part if isinstance(part, nn.Module) else None
+
+
+def _through_lens(module: Any, tokenizer: Any, name: str, owned: bool, known_checksum: str | None) -> Model:
+    """Let TransformerLens find the heads of a family the table lacks. It rebuilds what it gets: give it a copy."""
+    if tokenizer is None:
+        raise HeadcodesError(
+            "A model of a family outside the table needs its tokenizer", "none", "Pass tokenizer=, or projection=."
+        )
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+        from transformers import AutoTokenizer
+
+        given = module if owned else copy.deepcopy(module)
+        given.config.architectures = [type(given).__name__]
+        # TransformerLens opens the tokenizer a second time, by name: one made in memory has none.
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            again = AutoTokenizer.from_pretrained(folder)
+            bridge = TransformerBridge.boot_transformers(name, hf_model=given, tokenizer=again)
+        return from_bridge(bridge, tokenizer, name, known_checksum=known_checksum)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise HeadcodesError(
+            f"A model must be of a known family ({', '.join(FAMILIES)}) or one that TransformerLens can open",
+            f"{module.config.model_type} ({reason})",
+            'Name its attention output projection: projection="model.layers.{layer}.self_attn.o_proj".',
+        ) from error
+
+
+def from_lens(place: Source, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Model:
+    """Open weights in TransformerLens's own old format (attn-only-4l and its kin)."""
+    name = next((row.source for row in known_models() if row.name == place.name), place.name)
+    ask_hub(Source("hub", name))
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+
+        bridge = TransformerBridge.boot_tl_legacy(name, device=device, dtype=dtype, tokenizer=tokenizer)
+    except ImportError as error:
+        raise HeadcodesError(
+            "This model's weights are in TransformerLens's own format",
+            "no TransformerLens here",
+            "pip install transformer_lens",
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise not_loaded(Source("hub", name), error) from error
+    return from_bridge(bridge, bridge.tokenizer, place.name)
+
+
+def from_bridge(bridge: Any, tokenizer: Any, name: str, known_checksum: str | None = None) -> Model:
+    """Find the heads of a TransformerBridge.
+
+    Raises:
+        HeadcodesError: see ``load_model``.
+    """
+    config = getattr(bridge.original_model, "config", None)
+    if hasattr(config, "get_text_config"):
+        refuse(config)
+    layers = list(bridge.blocks)
+    try:
+        projections = [layer.attn.o for layer in layers]
+    except AttributeError as error:
+        raise HeadcodesError(
+            "Every block of a TransformerBridge must have attention with an output projection (blocks[i].attn.o)",
+            f"{type(bridge.original_model).__name__} ({error})",
+            "Take a model of a family that `headcodes models` lists.",
+        ) from error
+    for layer, part in enumerate(projections):
+        check_projection(weights_of(part), f"blocks.{layer}.attn.o")
+    return Model(
+        name=name,
+        family="transformer-lens",
+        module=bridge,
+        tokenizer=tokenizer,
+        layers=layers,
+        projections=projections,
+        attention="attn",
+        mlp=None if bridge.cfg.attn_only else "mlp",
+        final_norm=bridge.ln_final,
+        unembed=bridge.unembed,
+        n_heads=int(bridge.cfg.n_heads),
+        n_kv_heads=int(bridge.cfg.n_key_value_heads or bridge.cfg.n_heads),
+        parallel_attn_mlp=bool(bridge.cfg.parallel_attn_mlp),
+        known_checksum=known_checksum,
+    )

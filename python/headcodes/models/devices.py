@@ -1,0 +1,80 @@
+"""Devices, dtypes and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from headcodes.errors import HeadcodesError
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Return the device that "auto" stands for, or the one named.
+
+    Raises:
+        HeadcodesError: a device that torch does not have here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise HeadcodesError(
+            "The device must be one that torch has here", f"{device!s} ({reason})", "Use auto, cpu or cuda."
+        ) from error
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype that "auto" stands for on a device (bfloat16 where it computes in it, else float32), or the
+    one named.
+
+    Raises:
+        HeadcodesError: another dtype than float32, bfloat16 or float16.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if _computes_bf16(device) else torch.float32
+    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in _DTYPES.values():
+        raise HeadcodesError(
+            "The dtype must be auto, float32, bfloat16 or float16", str(dtype), "Leave it at auto if in doubt."
+        )
+    return found
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    # Without one of these, bf16 products run, but slower than fp32.
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """Give torch, and with it the C++ core, that many threads, and torch its own number back afterwards."""
+    if threads is None:
+        yield
+        return
+    if threads < 1:
+        raise HeadcodesError("threads must be at least 1", str(threads), "Leave it out to use every core.")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,74 @@
+"""Hooks: reading and replacing what modules are given and put out, and taking the hooks out again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+Edit = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def edit_input(module: nn.Module, edit: Edit) -> Iterator[None]:
+    """Put ``edit(x)`` in place of a module's input x while the context is open."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if args:
+            return (edit(args[0]), *args[1:]), kwargs
+        name = next(key for key, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point())
+        return args, {**kwargs, name: edit(kwargs[name])}
+
+    handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def edit_output(module: nn.Module, edit: Edit) -> Iterator[None]:
+    """Put ``edit(y)`` in place of a module's output y (the first of several) while the context is open."""
+
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (edit(output[0]), *output[1:])
+        return edit(output)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def capture_inputs(projections: list[nn.Module], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call ``sink(layer, x)`` with every projection's input while open; always take the hooks out again."""
+
+    def watcher(layer: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def watch(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            sink(layer, args[0] if args else next(iter(kwargs.values())))
+
+        return watch
+
+    with ExitStack() as hooks:
+        for layer, module in enumerate(projections):
+            hooks.callback(module.register_forward_pre_hook(watcher(layer), with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def as_found(module: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode and give every module its own mode back afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        for part, training in modes:
+            if training:
+                part.training = False
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,1 @@
+"""Counting codes that occur on one side only."""

@@ -1,0 +1,1 @@
+"""Prompt pairs, their tokens, and whether the model answers them."""

@@ -1,0 +1,109 @@
+"""Whether a model does a task at all: the question before any other."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headcodes.errors import HeadcodesError, HeadcodesWarning
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from headcodes.prompts.tokens import TokenPairs
+
+
+_ENOUGH = 0.8
+
+
+@dataclass(frozen=True)
+class TaskCheck:
+    """How a model answers prompt pairs.
+
+    A prompt is answered right when the right answers outweigh the wrong ones: its logit difference, logsumexp
+    over the right answers' logits less logsumexp over the wrong ones', is above zero.
+
+    Attributes:
+        n_pairs: number of prompt pairs.
+        share_right: share of the positives that are answered right.
+        positive_logit_diff: mean over the positives.
+        negative_logit_diff: mean over the negatives, judged by the same answers.
+        negative_share_right: share of the negatives with a logit difference above zero.
+        answered: bool [n_pairs], which positives are answered right.
+    """
+
+    n_pairs: int
+    share_right: float
+    positive_logit_diff: float
+    negative_logit_diff: float
+    negative_share_right: float
+    answered: np.ndarray = field(repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures, ready for JSON; ``answered`` only as the count that ``share_right`` implies."""
+        return {
+            "n_pairs": self.n_pairs,
+            "share_right": self.share_right,
+            "positive_logit_diff": self.positive_logit_diff,
+            "negative_logit_diff": self.negative_logit_diff,
+            "negative_share_right": self.negative_share_right,
+        }
+
+
+def logit_differences(tokens: TokenPairs, logits: Sequence[Tensor]) -> Float[np.ndarray, " n_pairs"]:
+    """Return, in float64, logsumexp over the right answers' logits less logsumexp over the wrong ones', a
+    prompt.
+
+    Args:
+        tokens: the prompt pairs.
+        logits: of each prompt, the logits of ``tokens.scored_ids`` at its last position: right answers first.
+    """
+    differences = np.empty(len(logits))
+    for i, row in enumerate(logits):
+        n_right = len(tokens.answers[i])
+        if len(row) != n_right + len(tokens.wrong_answers[i]):
+            raise HeadcodesError(
+                f"prompt {i} must have the logits of its right and its wrong answers",
+                f"{len(row)} logits for {n_right} + {len(tokens.wrong_answers[i])} answers",
+                "Take the logits of tokens.scored_ids.",
+            )
+        scores = row.detach().to("cpu", torch.float64)
+        differences[i] = (scores[:n_right].logsumexp(0) - scores[n_right:].logsumexp(0)).item()
+    return differences
+
+
+def check_task(task: str, clean: Float[np.ndarray, " n_pairs"], corrupt: Float[np.ndarray, " n_pairs"]) -> TaskCheck:
+    """Say how a model answers prompt pairs, and warn where it mostly does not.
+
+    Args:
+        task: what the pairs ask, for the warning.
+        clean: ``logit_differences`` of the clean prompts.
+        corrupt: those of the corrupted prompts, judged by the same answers.
+
+    Warns:
+        HeadcodesWarning: fewer than 80% of the positives are answered right. A circuit is the mechanism of a
+            behaviour; where the behaviour is missing, what is found is something else.
+    """
+    answered = clean > 0
+    share = float(answered.mean())
+    if share < _ENOUGH:
+        warnings.warn(
+            f"the model answers only {share:.0%} of the {len(answered)} positives right (below {_ENOUGH:.0%}): it"
+            f" hardly does the task {task}, so heads found on it explain something else",
+            HeadcodesWarning,
+            stacklevel=2,
+        )
+    return TaskCheck(
+        n_pairs=len(answered),
+        share_right=share,
+        positive_logit_diff=float(clean.mean()),
+        negative_logit_diff=float(corrupt.mean()),
+        negative_share_right=float((corrupt > 0).mean()),
+        answered=answered,
+    )

@@ -1,0 +1,171 @@
+"""Reading the folders that `discover --out` writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headcodes.circuit.circuit import Circuit
+from headcodes.errors import HeadcodesError
+from headcodes.prompts.pairs import PromptPairs
+from headcodes.report.attention import load_attention
+from headcodes.report.curves import curves_of_evaluation, published_curves
+from headcodes.report.records import ARRAYS, RunRecord
+from headcodes.report.stores import read_store
+from headcodes.seeds import check_seeds
+
+_NUMBER, _TEXT = (int, float), (str,)
+_REQUIRED: dict[str, tuple[type, ...]] = {
+    "model": _TEXT,
+    "task": _TEXT,
+    "negative": _TEXT,
+    "method": _TEXT,
+    "level": _TEXT,
+    "seed": (int,),
+    "n_layers": (int,),
+    "n_heads": (int,),
+    "head_scores": (list,),
+    "circuit": (dict,),
+    "task_check": (dict,),
+    "timings_s": (dict,),
+    "versions": (dict,),
+}
+# Each of these may be missing, or null.
+_OPTIONAL: dict[str, tuple[type, ...]] = {
+    "revision": _TEXT,
+    "dtype": _TEXT,
+    "positions": _TEXT,
+    "bos_added": (bool,),
+    "n_prompts": (int,),
+    "n_train": (int,),
+    "dead_share": _NUMBER,
+}
+
+
+def read_folder(folder: Path | str) -> RunRecord:
+    """Read a folder that ``Result.save`` wrote.
+
+    An evaluation.json beside the result (``Evaluation.as_dict``) adds causal effects and curves against its truth;
+    without one, published truths of the same model and task are taken.
+
+    Raises:
+        HeadcodesError: there is no result.json, or a file is damaged; the message names the file.
+    """
+    folder = Path(folder)
+    path = folder / "result.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise HeadcodesError(
+            "a run is a folder that `headcodes discover --out` wrote", f"{path}: {reason}", "Give such a folder."
+        ) from error
+    _check(document, path)
+    try:
+        return _from_folder(folder, document)
+    except HeadcodesError as error:
+        raise HeadcodesError(f"{folder}: {error.must}", error.got, error.mend) from error
+    except Exception as error:  # safetensors raises its own kinds
+        raise HeadcodesError(
+            f"the files in {folder} belong together and are whole",
+            f"{type(error).__name__}: {error}",
+            "Write the run again with `headcodes discover --out`.",
+        ) from error
+
+
+def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
+    from safetensors.numpy import load_file
+
+    scores = folder / "scores.safetensors"
+    stored = load_file(scores) if scores.exists() else {}
+    arrays = {name: stored[name] for name in ARRAYS if name in stored}
+    prompts, judged = folder / "prompts.json", folder / "evaluation.json"
+    shape = document["n_layers"], document["n_heads"]
+    scores_of_heads = np.array(document["head_scores"], dtype=np.float64).reshape(shape)
+    if judged.exists():
+        evaluation = json.loads(judged.read_text(encoding="utf-8"))
+        curves = curves_of_evaluation(evaluation, document["method"], scores_of_heads)
+        if "head_effects" in (evaluation["truth"] or {}):
+            arrays["causal_effects"] = np.array(evaluation["truth"]["head_effects"], dtype=np.float64)
+    else:
+        curves = published_curves(document["model"], document["task"], document["method"], scores_of_heads)
+    record = RunRecord(
+        document=document,
+        circuit=Circuit.from_json(folder / "circuit.json"),
+        arrays=arrays,
+        pairs=PromptPairs.from_json(prompts) if prompts.exists() else None,
+        attention=load_attention(folder),
+        curves=curves,
+    )
+    n_component = document["n_layers"] * document["n_heads"]
+    if (record.circuit.n_layers, record.circuit.n_heads) != shape:
+        raise ValueError("circuit.json and result.json are of models of different shapes")
+    _ = record.head_values  # numbers of the wrong kind or count are found here, not while drawing
+    codes = arrays.get("codes")
+    for name, array in arrays.items():
+        if name.startswith("pair_") and array.shape != (n_component, n_component):
+            raise ValueError(f"{name} have shape {array.shape} for {n_component} heads")
+    n_seeds = len(check_seeds(document["seeds"])) if "seeds" in document else 0
+    by_seed = arrays.get("head_scores_by_seed")
+    if by_seed is not None and by_seed.shape != (n_seeds, *shape):
+        raise ValueError(f"scores by seed have shape {by_seed.shape} for {n_seeds} seeds")
+    if by_seed is not None and not np.isfinite(by_seed).all():
+        raise ValueError("not every score by seed is a finite number")
+    if codes is not None and (codes.ndim != 2 or codes.shape[1] != n_component):
+        raise ValueError(f"codes have shape {codes.shape} for {n_component} heads")
+    if codes is not None and record.pairs is not None and len(codes) != 2 * len(record.pairs):
+        raise ValueError(f"{len(codes)} rows of codes for {len(record.pairs)} prompt pairs")
+    if codes is not None and len(arrays.get("judged", codes)) != len(codes):
+        raise ValueError(f"{len(arrays['judged'])} marks of judged prompts for {len(codes)} rows of codes")
+    return record
+
+
+def _check(document: Any, path: Path) -> None:
+    if not isinstance(document, dict):
+        raise HeadcodesError(f"{path} holds a JSON object", type(document).__name__, "Write the run again.")
+    for name, kinds in (_REQUIRED | _OPTIONAL).items():
+        value = document.get(name)
+        if value is None and name in _OPTIONAL:
+            continue
+        # bool is an int to Python, never to a reader of the file.
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            kind = " or ".join(kind.__name__ for kind in kinds)
+            raise HeadcodesError(f"'{name}' of {path} is a {kind}", repr(value)[:80], "Write the run again.")
+    for name in ("task_check", "timings_s"):
+        for key, value in document[name].items():
+            if not isinstance(value, _NUMBER) or not abs(value) <= sys.float_info.max:
+                raise HeadcodesError(
+                    f"'{name}' of {path} holds finite numbers", f"{key}: {value!r}"[:80], "Write the run again."
+                )
+
+
+def read_runs(sources: Iterable[RunRecord | Path | str]) -> list[RunRecord]:
+    """Read every run that ``sources`` name, in order.
+
+    A source is a record, the folder of a run, a folder of such folders (taken in the order of their names), or a
+    scan store.
+
+    Raises:
+        HeadcodesError: a source is none of these, or there is no run at all.
+    """
+    runs: list[RunRecord] = []
+    for source in sources:
+        if isinstance(source, RunRecord):
+            runs.append(source)
+            continue
+        folder = Path(source)
+        inner = sorted(path.parent for path in folder.glob("*/result.json"))
+        if (folder / "cells").is_dir():
+            runs += read_store(folder)
+        elif (folder / "result.json").exists() or not inner:
+            runs.append(read_folder(folder))
+        else:
+            runs += [read_folder(path) for path in inner]
+    if not runs:
+        raise HeadcodesError("a report shows at least one run", "none", "Name the folders of runs.")
+    return runs

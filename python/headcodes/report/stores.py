@@ -1,0 +1,125 @@
+"""Reading the cells of a scan's store."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headcodes.circuit.circuit import Circuit
+from headcodes.errors import HeadcodesError
+from headcodes.report.curves import published_curves
+from headcodes.report.records import RunRecord, option_words
+
+
+def read_store(folder: Path | str, top: int = 20) -> list[RunRecord]:
+    """Read the cells of a scan's store, failed ones too, sorted by what was asked; a store keeps no prompts' texts.
+
+    Raises:
+        HeadcodesError: it is no store, or a file of its arrays is damaged.
+    """
+    from headcodes.store.cells import load_store
+
+    rows = load_store(folder).to_pylist()
+    asked = ("model", "revision", "task", "negative", "method", "level")
+    rows.sort(key=lambda row: ([str(row[name]) for name in asked], row["seed"]))
+    return [_from_row(row, Path(folder), top) for row in rows]
+
+
+def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
+    from safetensors.numpy import load_file
+
+    arrays: dict[str, np.ndarray] = {}
+    if row["arrays_sha256"]:
+        path = folder / "arrays" / f"{row['identity']}.safetensors"
+        try:
+            arrays = load_file(path)
+        except Exception as error:  # safetensors raises its own kinds
+            raise HeadcodesError(
+                "the arrays of a cell are whole", f"{path}: {error}", "Run the scan again: it mends damaged cells."
+            ) from error
+    # A cell that failed before its model was read has no shape.
+    shape = row["n_layers"] or 1, row["n_heads"] or 1
+    scores = np.array(row["head_scores"] or [0.0] * (shape[0] * shape[1]), dtype=np.float64).reshape(shape)
+    check = ("n_pairs", "share_right", "positive_logit_diff", "negative_logit_diff")
+    document = {
+        **{name: value for name, value in row.items() if value is not None and name in _FROM_ROW},
+        "negative": row["negative"] or "",
+        "head_scores": scores.ravel().tolist(),
+        "task_check": {name: row[name] for name in check if row[name] is not None},
+        "timings_s": dict(row["timings_s"] or ()),
+        "versions": dict(row["versions"] or ()),
+        "command": _scan_command(row),
+        "whole_page": _page_command(row),
+    }
+    circuit = Circuit.from_scores(
+        scores,
+        top=top,
+        pair_scores=arrays.get("pair_scores"),
+        model=row["model"],
+        task=row["task"],
+        method=row["method"],
+        d_model=row["d_model"],
+        parallel_attn_mlp=bool(row["parallel_attn_mlp"]),
+    )
+    failure = (row["error"] or "no reason given") if row["status"] != "done" else None
+    return RunRecord(
+        document=document,
+        circuit=circuit,
+        arrays={name: arrays[name] for name in ("codes", "judged") if name in arrays},
+        curves=[] if failure else published_curves(row["model"], row["task"], row["method"], scores),
+        error=failure,
+    )
+
+
+_FROM_ROW = (
+    *("model", "revision", "task", "method", "seed", "level", "n_prompts", "prompt_seed", "n_train", "positions"),
+    *("bos", "bos_added", "dtype", "device", "threads", "backend"),
+    *("n_layers", "n_heads", "mention_scores", "dead_share"),
+)
+
+
+def _scan_command(row: Mapping[str, Any]) -> str:
+    """Return the scan of this one cell."""
+    model = row["model"] if row["revision"] is None else f"{row['model']}@{row['revision']}"
+    # A cell that failed early, and one of a prompt file, names no negative.
+    task = row["task"] if row["prompts"] or not row["negative"] else f"{row['task']}:{row['negative']}"
+    lists = {"models": model, "tasks": task, "methods": row["method"], "seeds": row["seed"]}
+    words = ["headcodes", "scan", *option_words(lists, *lists)]
+    words += option_words(
+        row, "level", "n_prompts", "prompt_seed", "n_train", "positions", "bos", "device", "dtype", "threads"
+    )
+    return shlex.join(map(str, [*words, "--store", "store"]))
+
+
+def _page_command(row: Mapping[str, Any]) -> str:
+    """Return what makes this cell again with its prompts and attention: a command line, or Python where none can."""
+    if row["prompts"] or row["seed"] == row["prompt_seed"]:
+        words = ["headcodes", "discover", *option_words(row, "model", "revision")]
+        if row["prompts"]:
+            words += ["--prompts", row["task"]]
+        else:
+            words += option_words({**row, "negative": row["negative"] or None}, "task", "negative", "n_prompts")
+        words += option_words(
+            row, "method", "level", "n_train", "positions", "seed", "bos", "device", "dtype", "threads"
+        )
+        return shlex.join(map(str, [*words, "--out", "cell"]))
+    # `discover --seed` is of prompts and method at once; a scan keeps the two apart.
+    build = {"n": row["n_prompts"], "seed": row["prompt_seed"], "negative": row["negative"]}
+    run = {name: row[name] for name in ("method", "level", "seed", "n_train", "positions", "bos", "threads")}
+
+    def written(values: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not None)
+
+    load = written({name: row[name] for name in ("revision", "device", "dtype")})
+    return "\n".join(
+        [
+            "import headcodes",
+            f"model = headcodes.load_model({row['model']!r}, {load})",
+            f"pairs = headcodes.tasks.get({row['task']!r}).build(model.tokenizer, {written(build)})",
+            f"headcodes.discover(model, pairs, {written(run)}).save('cell', model=model)",
+        ]
+    )

@@ -1,0 +1,186 @@
+"""A GGUF file is converted once, whole or not at all, into numbers equal to its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headcodes.activations.capture import capture
+from headcodes.errors import HeadcodesError
+from headcodes.models import gguf, sources
+from headcodes.models.load import load_model
+
+D_MODEL, D_MLP, N_LAYERS, N_HEADS, N_KV = 64, 96, 2, 4, 2
+
+
+def write_llama(path: Path, quantised: bool = True) -> dict[str, np.ndarray]:
+    """Write a tiny Llama as a GGUF file, its matrices as Q8_0, and return the numbers that the file stands for."""
+    writer_module = pytest.importorskip("gguf", reason="the package gguf is not installed")
+    from gguf.quants import dequantize, quantize
+
+    rng = np.random.default_rng(0)
+    words = ["<unk>", "<s>", "</s>", *(chr(code) for code in range(33, 127)), *("a" + chr(c) for c in range(97, 123))]
+    writer = writer_module.GGUFWriter(str(path), "llama")
+    writer.add_context_length(64)
+    writer.add_embedding_length(D_MODEL)
+    writer.add_block_count(N_LAYERS)
+    writer.add_feed_forward_length(D_MLP)
+    writer.add_head_count(N_HEADS)
+    writer.add_head_count_kv(N_KV)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(D_MODEL // N_HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(words))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(words)
+    writer.add_token_types([3, 3, 3] + [1] * (len(words) - 3))
+    writer.add_token_merges([f"a {chr(code)}" for code in range(97, 123)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    d_kv = D_MODEL * N_KV // N_HEADS
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (len(words), D_MODEL), "output_norm.weight": (D_MODEL,)}
+    for layer in range(N_LAYERS):
+        shapes |= {
+            f"blk.{layer}.attn_q.weight": (D_MODEL, D_MODEL),
+            f"blk.{layer}.attn_k.weight": (d_kv, D_MODEL),
+            f"blk.{layer}.attn_v.weight": (d_kv, D_MODEL),
+            f"blk.{layer}.attn_output.weight": (D_MODEL, D_MODEL),
+            f"blk.{layer}.ffn_gate.weight": (D_MLP, D_MODEL),
+            f"blk.{layer}.ffn_up.weight": (D_MLP, D_MODEL),
+            f"blk.{layer}.ffn_down.weight": (D_MODEL, D_MLP),
+            f"blk.{layer}.attn_norm.weight": (D_MODEL,),
+            f"blk.{layer}.ffn_norm.weight": (D_MODEL,),
+        }
+    numbers: dict[str, np.ndarray] = {}
+    kind = writer_module.GGMLQuantizationType.Q8_0
+    for name, shape in shapes.items():
+        numbers[name] = rng.standard_normal(shape).astype(np.float32) * 0.3
+        if quantised and len(shape) == 2:
+            packed = quantize(numbers[name], kind)
+            numbers[name] = dequantize(packed, kind)
+            writer.add_tensor(name, packed, raw_dtype=kind)
+        else:
+            writer.add_tensor(name, numbers[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return numbers
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HEADCODES_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_file_is_converted_once_to_its_own_numbers(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tiny.gguf"
+    numbers = write_llama(path)
+    model = load_model(path, dtype="float32", device="cpu")
+    (folder,) = (cache / "models").iterdir()
+    assert folder.name.startswith(model.checksum)
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    layer = model.module.model.layers[1]
+    same = {
+        "attn_output": layer.self_attn.o_proj,
+        "attn_v": layer.self_attn.v_proj,
+        "ffn_down": layer.mlp.down_proj,
+        "attn_norm": layer.input_layernorm,
+    }
+    for name, part in same.items():
+        np.testing.assert_array_equal(part.weight.detach().numpy(), numbers[f"blk.1.{name}.weight"])
+    assert model.module.get_output_embeddings().weight is model.module.get_input_embeddings().weight
+    ids = model.tokenizer("abaz!")["input_ids"]
+    assert model.tokenizer.convert_ids_to_tokens(ids)[-3:] == ["ab", "az", "!"]
+    before = capture(model, [[5, 6, 7]])[0].z
+
+    monkeypatch.setattr(gguf, "_convert", lambda *_args: pytest.fail("converted again"))
+    again = load_model(str(path), dtype="float32", device="cpu")
+    assert torch.equal(capture(again, [[5, 6, 7]])[0].z, before)
+    # Found by its content: the file's name and place do not matter, a folder that holds only it does as well.
+    (tmp_path / "folder").mkdir()
+    shutil.copy(path, tmp_path / "folder" / "other.gguf")
+    assert load_model(tmp_path / "folder").checksum == model.checksum
+
+
+def test_a_conversion_cut_short_leaves_nothing(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_llama(path)
+    convert = gguf._convert
+
+    def stop(source: Path, folder: Path) -> None:
+        convert(source, folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gguf, "_convert", stop)
+    with pytest.raises(KeyboardInterrupt):
+        load_model(path)
+    assert list((cache / "models").iterdir()) == []
+
+
+def test_of_two_conversions_at_once_one_stands(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_llama(path)
+    convert = gguf._convert
+
+    def race(source: Path, folder: Path) -> None:
+        convert(source, folder)
+        monkeypatch.setattr(gguf, "_convert", convert)
+        gguf.converted(path, sources.file_checksum(path))
+
+    monkeypatch.setattr(gguf, "_convert", race)
+    folder = gguf.converted(path, sources.file_checksum(path))
+    assert [part.name for part in (cache / "models").iterdir()] == [folder.name]
+    assert (folder / "model.safetensors").exists()
+
+
+def test_no_gguf_file_is_one_clear_message(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"not a model")
+    with pytest.raises(HeadcodesError, match=r"model\.gguf") as caught:
+        load_model(tmp_path / "model.gguf")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_large_files_checksum_is_remembered_until_it_changes(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_REMEMBERED_BYTES", 4)
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"one two three")
+    first = sources.file_checksum(path)
+    count: list[Any] = []
+    real = sources.checksum
+    monkeypatch.setattr(sources, "checksum", lambda what: (count.append(what), real(what))[1])
+    assert sources.file_checksum(path) == first
+    assert path not in count
+    path.write_bytes(b"one two four!")
+    # As long as before: only the time of change tells (set here, for clocks too coarse to tell two writes apart).
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert sources.file_checksum(path) == real(path) != first
+    # A memory that was cut short is no reason to fail.
+    (memory,) = (cache / "checksums").iterdir()
+    memory.write_text("{")
+    assert sources.file_checksum(path) == real(path)
+
+
+def test_names_are_resolved_without_heavy_imports() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from headcodes.models.sources import known_models, resolve;"
+        "resolve('smollm2-135m'); resolve('a/b');"
+        "[row.at_hand for row in known_models()];"
+        "bad = {'torch', 'transformers', 'numpy'} & set(sys.modules); assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
