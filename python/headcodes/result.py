@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from headcodes.overlap.significance import PairSignificance, Significance
     from headcodes.prompts.pairs import PromptPairs
     from headcodes.prompts.task_check import TaskCheck
+    from headcodes.report.attention import AttentionPattern
     from headcodes.report.plots import Backend, CurveKind
+    from headcodes.report.records import RunRecord
 
 
 SCHEMA = 1
@@ -239,29 +242,48 @@ class Result:
         attention = []
         if model is not None:
             try:
-                attention = attention_examples(model, self, top)
+                attention = attention_examples(model, self.pairs, self.circuit(top).heads, self.bos)
             except HeadcodesError as error:
                 warnings.warn(str(error), HeadcodesWarning, stacklevel=2)
         save_attention(folder, attention)
-        write_page(self, folder / "page.html", top, attention)
+        write_page(self.record(top, attention), folder / "page.html")
+
+    def record(self, top: int = 20, attention: Sequence[AttentionPattern] = ()) -> RunRecord:
+        """Return what a report shows of this result."""
+        from headcodes.report.curves import published_curves
+        from headcodes.report.records import ARRAYS, RunRecord
+
+        found = {"codes": self.findings.codes, "judged": self.findings.judged}
+        if self.pair_tests is not None:
+            found |= {"pair_p_family": self.pair_tests.p_family, "pair_q_values": self.pair_tests.q}
+        if self.by_seed is not None:
+            found |= {"head_scores_by_seed": self.by_seed.head_scores, **self.by_seed.agreement(top)}
+        return RunRecord(
+            document=self.as_json(top),
+            circuit=self.circuit(top),
+            arrays={name: array for name, array in found.items() if array is not None and name in ARRAYS},
+            pairs=self.pairs,
+            attention=attention,
+            curves=published_curves(self.model, self.pairs.task, self.method, self.head_scores),
+        )
 
     def plot_heads(self, what: str = "score", top: int = 20, backend: Backend = "plotly") -> Any:
         """Draw a number a head as a map of layers by heads; see ``headcodes.report.plots.plot_heads``."""
         from headcodes.report.plots import plot_heads
 
-        return plot_heads(self, what, top, backend)
+        return plot_heads(self.record(top), what, backend)
 
     def plot_circuit(self, top: int = 20, backend: Backend = "plotly") -> Any:
         """Draw the circuit as a layered graph; see ``headcodes.report.plots.plot_circuit``."""
         from headcodes.report.plots import plot_circuit
 
-        return plot_circuit(self, top, backend)
+        return plot_circuit(self.record(top), backend)
 
     def plot_curves(self, truth: ArrayLike, kind: CurveKind = "ROC", backend: Backend = "plotly") -> Any:
         """Draw how well the scores find the heads of a truth; see ``headcodes.report.plots.plot_curves``."""
         from headcodes.report.plots import plot_curves
 
-        return plot_curves(self, truth, kind, backend=backend)
+        return plot_curves(self.record(), truth, kind, backend=backend)
 
     def __repr__(self) -> str:
         nodes = self.circuit(5).nodes
@@ -274,7 +296,7 @@ class Result:
     def _repr_html_(self) -> str:
         from headcodes.report.page import render_summary
 
-        return render_summary(self)
+        return render_summary(self.record())
 
 
 def _largest_pairs(scores: Float[np.ndarray, "c c"], n_heads: int, n_most: int) -> list[list[float]]:

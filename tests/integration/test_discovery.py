@@ -21,7 +21,6 @@ from headcodes.discovery import check_request
 from headcodes.methods.inputs import Inputs
 from headcodes.prompts.tokens import tokenize
 from headcodes.report.folders import read_folder
-from headcodes.report.records import record_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::headcodes.errors.HeadcodesWarning")
 
@@ -335,7 +334,7 @@ def test_files_of_one_seed_know_nothing_of_seeds(model: Any, pairs: PromptPairs,
     assert "spread" not in read_folder(tmp_path).head_values
     assert "--seeds" not in read_folder(tmp_path).command
     # A report lays runs of single seeds side by side; the mean of several is none of them.
-    assert len({record_of(by_seeds).group, record_of(single).group}) == 2
+    assert len({by_seeds.record().group, single.record().group}) == 2
 
 
 def test_the_circuit_of_several_seeds_is_that_of_the_means(by_seeds: Any) -> None:

@@ -271,12 +271,11 @@ def test_failures_are_rows_with_one_clear_message_each(folder: Path, tmp_path: P
 def test_a_report_of_a_store_shows_what_a_report_of_a_run_does(undisturbed: Path, tmp_path: Path, run: Any) -> None:
     from headcodes import discover, load_model
     from headcodes.report.folders import read_runs
-    from headcodes.report.records import record_of
     from headcodes.tasks import get
 
     model = load_model("planted-ioi")
     result = discover(model, get("ioi").build(model.tokenizer, n=12, seed=0), method="code-flip", seed=1, threads=1)
-    wanted = record_of(result)
+    wanted = result.record()
     (found,) = (record for record in read_runs([undisturbed]) if record.document["method"] == "code-flip")
     # A scan calls a model as its plan does.
     assert replace(found.circuit, model=wanted.circuit.model) == wanted.circuit

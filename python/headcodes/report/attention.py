@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from headcodes.models.model import Model
-    from headcodes.result import Result
+    from headcodes.prompts.pairs import PromptPairs
 
 _FILE = "attention.safetensors"
 # A picture of more tokens than this cannot be read.
@@ -45,20 +45,22 @@ class AttentionPattern:
     patterns: Float[np.ndarray, "n_head seq seq"]
 
 
-def attention_examples(model: Model, result: Result, top: int = 20, n_pairs: int = 2) -> list[AttentionPattern]:
-    """Return the attention of the chosen heads on both sides of the first pairs of at most ``MOST_TOKENS`` tokens.
+def attention_examples(
+    model: Model, pairs: PromptPairs, heads: Sequence[tuple[int, int]], bos: str = "auto", n_pairs: int = 2
+) -> list[AttentionPattern]:
+    """Return the attention of ``heads`` on both sides of the first pairs of at most ``MOST_TOKENS`` tokens.
 
-    An empty list where no prompt is that short, or no head was chosen.
+    An empty list where no prompt is that short, or there are no heads.
 
     Raises:
         HeadcodesError: the model gives no attention weights.
     """
     from headcodes.prompts.tokens import tokenize
 
-    tokens = tokenize(result.pairs, model.tokenizer, result.bos)
-    heads = tuple(result.circuit(top).heads)
+    tokens = tokenize(pairs, model.tokenizer, bos)
+    heads = tuple(heads)
     sides = {"clean": tokens.clean, "corrupt": tokens.corrupt}
-    short = [i for i in range(len(result.pairs)) if all(len(ids[i]) <= MOST_TOKENS for ids in sides.values())][:n_pairs]
+    short = [i for i in range(len(pairs)) if all(len(ids[i]) <= MOST_TOKENS for ids in sides.values())][:n_pairs]
     if not heads:
         return []
     where = [(side, index) for index in short for side in sides]

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +19,8 @@ from headcodes.files import atomic_write
 from headcodes.report import figures
 from headcodes.report.folders import read_runs
 from headcodes.report.html import asset, csp_hash, embed, encodable, environment, plotly_script
-from headcodes.report.records import RunRecord, record_of
+from headcodes.report.records import RunRecord
 from headcodes.report.summary import overview_matrix, overview_row, page_title, run_facts, run_summary, seed_groups
-
-if TYPE_CHECKING:
-    from headcodes.report.attention import AttentionPattern
-    from headcodes.result import Result
-
 
 # Prompts, codes and attention patterns: beyond this many bytes, later runs go without them and say so.
 DETAIL_BYTES = 8_000_000
@@ -33,13 +28,13 @@ DETAIL_BYTES = 8_000_000
 PROMPT_CHARACTERS = 600
 
 
-def write_page(result: Result, path: Path | str, top: int = 20, attention: Sequence[AttentionPattern] = ()) -> None:
-    """Write the page of one result: heat map, circuit, codes, attention where given, timings, provenance.
+def write_page(record: RunRecord, path: Path | str) -> None:
+    """Write the page of one run: heat map, circuit, codes, attention where given, timings, provenance.
 
     Raises:
         OSError: the file cannot be written; nothing half-written is left behind.
     """
-    _write([record_of(result, top, attention)], path)
+    _write([record], path)
 
 
 def write_report(sources: Iterable[RunRecord | Path | str], path: Path | str) -> int:
@@ -86,16 +81,15 @@ def render(runs: Sequence[RunRecord]) -> str:
     return encodable(html)
 
 
-def render_summary(result: Result, top: int = 20) -> str:
-    """Return a result as a small piece of HTML without scripts, for notebooks: its best heads and where it is from."""
-    record = record_of(result, top)
+def render_summary(record: RunRecord) -> str:
+    """Return a run as a small piece of HTML without scripts, for notebooks: its best heads and where it is from."""
     html: str = (
         environment()
         .get_template("summary.html.jinja")
         .render(
             facts=dict(run_facts(record)),
             nodes=[(name, record.circuit.node_scores[name]) for name in record.circuit.nodes],
-            edges=[(*edge, record.circuit.edge_scores[edge]) for edge in record.circuit.edges[:top]],
+            edges=[(*edge, record.circuit.edge_scores[edge]) for edge in record.circuit.edges],
         )
     )
     return encodable(html)

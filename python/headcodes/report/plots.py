@@ -11,46 +11,43 @@ from headcodes.errors import HeadcodesError
 from headcodes.report import curve_figures, figures
 from headcodes.report.codes import edge_notes, node_notes
 from headcodes.report.curves import curves_against
-from headcodes.report.records import record_of
+from headcodes.report.records import RunRecord
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from headcodes.result import Result
 
 Backend = Literal["plotly", "matplotlib"]
 CurveKind = Literal["ROC", "precision-recall"]
 
 
-def plot_heads(result: Result, what: str = "score", top: int = 20, backend: Backend = "plotly") -> Any:
-    """Draw a number a head as a map, layers by heads, the ``top`` chosen heads framed.
+def plot_heads(record: RunRecord, what: str = "score", backend: Backend = "plotly") -> Any:
+    """Draw a number a head as a map, layers by heads, the chosen heads framed.
 
     Args:
-        what: "score", "mention score", or whatever else the result knows ("p-value", "q-value").
+        what: "score", "mention score", or whatever else the run knows ("p-value", "q-value").
         backend: "plotly" gives a plotly Figure, "matplotlib" a matplotlib one, whose ``savefig`` writes PNG, SVG, PDF.
 
     Raises:
-        HeadcodesError: the result has no such numbers, or the backend is unknown or not installed.
+        HeadcodesError: the run has no such numbers, or the backend is unknown or not installed.
     """
-    record = record_of(result, top)
     values = record.head_values
     if what not in values:
         raise HeadcodesError("what is one of " + ", ".join(values), repr(what), "Edge level adds the mention score.")
     return _drawn(figures.heads_figure(values[what], what=what, chosen=record.circuit.heads), backend)
 
 
-def plot_circuit(result: Result, top: int = 20, backend: Backend = "plotly") -> Any:
+def plot_circuit(record: RunRecord, backend: Backend = "plotly") -> Any:
     """Draw the chosen heads, and at edge level the edges between them, as a layered graph.
 
     Raises:
         HeadcodesError: the backend is unknown or not installed.
     """
-    record = record_of(result, top)
     return _drawn(figures.circuit_figure(record.circuit, node_notes(record), edge_notes(record)), backend)
 
 
 def plot_curves(
-    result: Result,
+    record: RunRecord,
     truth: ArrayLike,
     kind: CurveKind = "ROC",
     name: str = "truth",
@@ -65,7 +62,7 @@ def plot_curves(
     Raises:
         HeadcodesError: the truth has another shape, or only one class; the backend is unknown or not installed.
     """
-    curves = curves_against(result.head_scores, truth, f"{result.method} against {name}")
+    curves = curves_against(record.head_values["score"], truth, f"{record.document['method']} against {name}")
     return _drawn(curve_figures.curves_figure([curve for curve in curves if curve.kind == kind]), backend)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +14,6 @@ from headcodes.graph import parse_head
 from headcodes.prompts.pairs import PromptPairs
 from headcodes.report.attention import AttentionPattern
 from headcodes.report.curve_figures import Curve
-from headcodes.report.curves import published_curves
-
-if TYPE_CHECKING:
-    from headcodes.result import Result
-
 
 # What a reader is told of several seeds: of heads and of pairs.
 SEED_LABELS = ("spread", "consensus")
@@ -127,23 +122,6 @@ class RunRecord:
         if run.get("verification"):
             words += ["--verify", len(run["verification"])]
         return shlex.join(map(str, words))
-
-
-def record_of(result: Result, top: int = 20, attention: Sequence[AttentionPattern] = ()) -> RunRecord:
-    """Return the record of a result in memory."""
-    found = {"codes": result.findings.codes, "judged": result.findings.judged}
-    if result.pair_tests is not None:
-        found |= {"pair_p_family": result.pair_tests.p_family, "pair_q_values": result.pair_tests.q}
-    if result.by_seed is not None:
-        found |= {"head_scores_by_seed": result.by_seed.head_scores, **result.by_seed.agreement(top)}
-    return RunRecord(
-        document=result.as_json(top),
-        circuit=result.circuit(top),
-        arrays={name: array for name, array in found.items() if array is not None and name in ARRAYS},
-        pairs=result.pairs,
-        attention=attention,
-        curves=published_curves(result.model, result.pairs.task, result.method, result.head_scores),
-    )
 
 
 def option_words(settings: Mapping[str, Any], *names: str) -> list[Any]:

@@ -32,7 +32,6 @@ from headcodes.report.codes import edge_notes, edge_values, node_notes, unique_c
 from headcodes.report.curve_figures import Curve
 from headcodes.report.curves import published_curves
 from headcodes.report.folders import read_folder
-from headcodes.report.records import record_of
 from headcodes.result import Result
 
 # The worked example of the published method (positives, then negatives), as two layers of two heads.
@@ -110,7 +109,7 @@ class Parts(HTMLParser):
 
 
 def test_page_holds_the_run_and_reaches_for_nothing(tmp_path: Path) -> None:
-    write_page(result(), tmp_path / "page.html", top=3)
+    write_page(result().record(top=3), tmp_path / "page.html")
     parts = Parts((tmp_path / "page.html").read_text(encoding="utf-8"))
     run = parts.blocks["run-0"]
     assert [head["name"] for head in run["chosen"]] == ["a1.h0", "a0.h1", "a0.h0"]
@@ -129,7 +128,7 @@ def test_page_holds_the_run_and_reaches_for_nothing(tmp_path: Path) -> None:
 
 
 def test_codes_and_prompts_stand_in_the_page_as_they_are() -> None:
-    parts = Parts(page.render([record_of(result(), top=3)]))
+    parts = Parts(page.render([result().record(top=3)]))
     detail = parts.blocks["detail-0"]
     column = np.frombuffer(base64.b64decode(detail["codes"]["a1.h0"]["bdata"]), dtype="<i2")
     assert column.tolist() == [row[2] for row in CODES]
@@ -140,14 +139,14 @@ def test_codes_and_prompts_stand_in_the_page_as_they_are() -> None:
 
 
 def test_node_level_has_heads_and_no_edges() -> None:
-    run = Parts(page.render([record_of(result("node"))])).blocks["run-0"]
+    run = Parts(page.render([result("node").record()])).blocks["run-0"]
     assert run["edges"] == []
     assert len(run["chosen"]) == 3
 
 
 @pytest.mark.parametrize("where", ["model", "revision", "prompt", "task", "version", "error", "curve"])
 def test_hostile_text_stays_text(where: str) -> None:
-    plain = Parts(page.render([record_of(result()), record_of(result())]))
+    plain = Parts(page.render([result().record(), result().record()]))
     one = result()
     if where in ("model", "revision"):
         one = replace(one, **{where: HOSTILE})
@@ -156,12 +155,12 @@ def test_hostile_text_stays_text(where: str) -> None:
     elif where in ("prompt", "task"):
         pair = PromptPair(HOSTILE, HOSTILE + "!", (" x",), (" y",))
         one = replace(one, pairs=PromptPairs((pair,) * 3, HOSTILE if where == "task" else "t", "n"))
-    record = record_of(one)
+    record = one.record()
     if where == "error":
         record = replace(record, error=HOSTILE)
     if where == "curve":
         record = replace(record, curves=[Curve("ROC", HOSTILE, (0.0, 1.0), (0.0, 1.0), summary=HOSTILE)])
-    html = page.render([record, record_of(result())])
+    html = page.render([record, result().record()])
     html.encode()
     parts = Parts(html)
     assert [kind for kind, *_ in parts.scripts].count(None) == [kind for kind, *_ in plain.scripts].count(None) == 1
@@ -191,7 +190,7 @@ def test_embedded_json_survives_the_round_trip_and_closes_no_element() -> None:
 
 def test_long_prompts_are_cut_and_say_how_long_they_are() -> None:
     pair = PromptPair("a" * 10_000, "b" * 9_000, (" x",), (" y",))
-    parts = Parts(page.render([record_of(replace(result(), pairs=PromptPairs((pair,) * 3, "t", "n")))]))
+    parts = Parts(page.render([replace(result(), pairs=PromptPairs((pair,) * 3, "t", "n")).record()]))
     shown = parts.blocks[parts.blocks["detail-0"]["prompts"]]["clean"][0]
     assert shown.startswith("a" * page.PROMPT_CHARACTERS + "…")
     assert "10,000" in shown
@@ -201,7 +200,7 @@ def test_long_prompts_are_cut_and_say_how_long_they_are() -> None:
 def test_what_a_folder_holds_reads_back_as_the_result_was(tmp_path: Path) -> None:
     its = result()
     its.save(tmp_path, top=3)
-    read, made = read_folder(tmp_path), record_of(its, top=3)
+    read, made = read_folder(tmp_path), its.record(top=3)
     assert page.render([read]) == page.render([made])
     assert read.document["circuit"]["nodes"] == ["a1.h0", "a0.h1", "a0.h0"]
 
@@ -209,7 +208,7 @@ def test_what_a_folder_holds_reads_back_as_the_result_was(tmp_path: Path) -> Non
 def test_sources_may_be_folders_of_folders_and_records(tmp_path: Path) -> None:
     for seed in (2, 0, 1):
         replace(result(), seed=seed).save(tmp_path / f"run{seed}")
-    runs = read_runs([tmp_path, tmp_path / "run1", record_of(result())])
+    runs = read_runs([tmp_path, tmp_path / "run1", result().record()])
     assert [run.document["seed"] for run in runs] == [0, 1, 2, 1, 3]
     out = tmp_path / "deep" / "report.html"
     assert write_report([tmp_path], out) == 3
@@ -270,7 +269,7 @@ def test_no_runs_make_no_report(tmp_path: Path) -> None:
 
 
 def test_details_stop_at_their_budget_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    records = [record_of(replace(result(), seed=seed)) for seed in range(3)]
+    records = [replace(result(), seed=seed).record() for seed in range(3)]
     whole = Parts(page.render(records)).blocks
     cost = sum(
         len(page.embed(block)) for name, block in whole.items() if str(name).startswith(("detail-0", "prompts-"))
@@ -291,7 +290,7 @@ def test_details_stop_at_their_budget_and_say_so(monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_command_repeats_the_run(changes: dict[str, Any], expected: str) -> None:
-    command = record_of(replace(result(), **changes)).command
+    command = replace(result(), **changes).record().command
     assert expected in command
     words = shlex.split(command)
     assert words[words.index("--seed") + 1] == "3"
@@ -300,14 +299,14 @@ def test_command_repeats_the_run(changes: dict[str, Any], expected: str) -> None
 
 def test_command_of_a_built_in_task_names_it() -> None:
     pairs = PromptPairs(result().pairs.pairs, "ioi", "abc")
-    words = shlex.split(record_of(replace(result(), pairs=pairs)).command)
+    words = shlex.split(replace(result(), pairs=pairs).record().command)
     assert words[words.index("--task") + 1] == "ioi"
     assert words[words.index("--n-prompts") + 1] == "3"
     assert "--prompts" not in words
 
 
 def test_positive_only_codes_are_those_of_the_worked_example() -> None:
-    record = record_of(result())
+    record = result().record()
     counts = unique_codes(record)
     assert counts is not None
     assert counts.tolist() == NODE
@@ -320,7 +319,7 @@ def test_positive_only_codes_are_those_of_the_worked_example() -> None:
 
 def test_prompts_that_were_trained_on_do_not_count() -> None:
     findings = replace(result().findings, judged=np.array([1, 1, 0, 1, 1, 0], dtype=bool))
-    counts = unique_codes(record_of(replace(result(), findings=findings)))
+    counts = unique_codes(replace(result(), findings=findings).record())
     assert counts is not None
     # Without the third pair no code of a1.h0 is left that no negative has; a0.h0 is as before.
     assert counts.tolist() == [0, 0, 0, 0]
@@ -341,7 +340,7 @@ def test_tests_of_pairs_come_back_and_stand_beside_their_edges(tmp_path: Path) -
     nodes = Significance(one, one, one, one, one, 999, True, 0)
     its = replace(result(), fdr=0.05, node_tests=nodes, pair_tests=pairs)
     its.save(tmp_path, top=3)
-    for record in (record_of(its, top=3), read_folder(tmp_path)):
+    for record in (its.record(top=3), read_folder(tmp_path)):
         first, second = ("a0.h0", "a1.h0"), ("a0.h1", "a1.h0")
         assert edge_values(record) == {
             "p over all pairs": {first: 0.001, second: 0.5},
@@ -351,7 +350,7 @@ def test_tests_of_pairs_come_back_and_stand_beside_their_edges(tmp_path: Path) -
         assert "q: not taken" in edge_notes(record)[second]
         run = Parts(page.render([record])).blocks["run-0"]
         assert run["edges"] == [["a0.h0", "a1.h0", 1.0, 0.001, 0.01], ["a0.h1", "a1.h0", 1.0, 0.5, None]]
-    assert edge_values(record_of(result())) == {}
+    assert edge_values(result().record()) == {}
     stored = load_file(tmp_path / "scores.safetensors")
     save_file(stored | {"pair_q_values": np.zeros((3, 3))}, tmp_path / "scores.safetensors")
     with pytest.raises(HeadcodesError, match="pair_q_values have shape"):
@@ -369,10 +368,10 @@ def test_several_seeds_show_spread_and_consensus_of_heads_and_pairs(tmp_path: Pa
     findings = replace(result().findings, head_scores=heads.mean(0), pair_scores=pairs.mean(0))
     its = replace(result(), findings=findings, by_seed=seeds)
     its.save(tmp_path, top=3)
-    for record in (record_of(its, top=3), read_folder(tmp_path)):
+    for record in (its.record(top=3), read_folder(tmp_path)):
         np.testing.assert_allclose(record.head_values["spread"], np.std(heads, axis=0, ddof=1))
         assert record.head_values["consensus"].tolist() == [[2 / 3, 1], [1, 0]]
-        blocks = Parts(page.render([record, record_of(result())])).blocks
+        blocks = Parts(page.render([record, result().record()])).blocks
         run = blocks["run-0"]
         assert run["edge_columns"] == ["spread", "consensus"]
         edges = {(source, target): numbers for source, target, *numbers in run["edges"]}
@@ -407,7 +406,7 @@ def test_what_is_not_on_the_page_is_said_with_how_to_get_it() -> None:
         found: list[list[str | None]] = Parts(page.render([record])).blocks["run-0"]["absent"]
         return found
 
-    here = record_of(result())
+    here = result().record()
     why, how = zip(*absent(here), strict=True)
     assert [text[:13] for text in why] == ["No attention:", "No curves: no"]
     assert how[0] == "result.save(folder, model=model)"
@@ -514,7 +513,7 @@ def test_published_truths_of_the_same_model_are_drawn() -> None:
 def test_tests_and_verified_effects_of_a_run_are_shown() -> None:
     rows = [{"head": "a1.h0", "effect": 2.0, "low": 1.5, "high": 2.5}]
     more = {"fdr": 0.1, "p_values": [0.1, 0.2, 0.3, 1.0], "q_values": [0.4] * 4, "verification": rows}
-    plain = record_of(result("node"), top=3)
+    plain = result("node").record(top=3)
     record = replace(plain, document=plain.document | more)
     values = record.head_values
     assert list(values) == ["score", "p-value", "q-value", "exact effect"]

@@ -77,7 +77,7 @@ def test_examples_name_tokens_and_heads_and_survive_the_file(tiny_model: Callabl
     model = tiny_model()
     pairs = get("ioi").build(model.tokenizer, n=4)
     result = discover(model, pairs, n_train=2)
-    examples = attention_examples(model, result, top=3)
+    examples = attention_examples(model, result.pairs, result.circuit(3).heads)
     assert [(e.side, e.index) for e in examples] == [("clean", 0), ("corrupt", 0), ("clean", 1), ("corrupt", 1)]
     assert "".join(examples[0].tokens).endswith(pairs[0].clean)
     assert examples[0].heads == tuple(result.circuit(3).heads)
@@ -94,7 +94,7 @@ def test_long_prompts_are_passed_over(tiny_model: Callable[..., Any], monkeypatc
     model = tiny_model()
     result = discover(model, get("ioi").build(model.tokenizer, n=2), n_train=2)
     monkeypatch.setattr(attention, "MOST_TOKENS", 3)
-    assert attention_examples(model, result) == []
+    assert attention_examples(model, result.pairs, result.circuit().heads) == []
 
 
 def test_a_model_without_weights_of_attention_is_saved_with_a_warning(
