@@ -1,25 +1,46 @@
-"""Files: written whole or not at all, found again by their content."""
+"""Files: read within limits, written whole or not at all, found again by their content."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from headcodes.errors import HeadcodesError
+
+# Limits of files from elsewhere; docs/safety.md states them.
+MAX_BYTES = 1 << 30
+MAX_DEPTH = 64
+MAX_DIGITS = 19  # of a whole number: what 64 bits hold
+_MAX_REASON = 300
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def cache_dir() -> Path:
     """Return the folder of converted models and cached results: ``HEADCODES_CACHE``, else ``~/.cache/headcodes``.
 
     The folder is not created here: reading from a cache must not leave traces.
+
+    Raises:
+        HeadcodesError: it lies in the home of a user whom this machine does not know.
     """
     named = os.environ.get("HEADCODES_CACHE")
-    if named:
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "headcodes"
+    try:
+        if named:
+            return Path(named).expanduser()
+        base = os.environ.get("XDG_CACHE_HOME")
+        return (Path(base) if base else Path.home() / ".cache") / "headcodes"
+    except RuntimeError as error:
+        raise HeadcodesError(
+            "the folder of the cache must be known", f"{named or '~'}: {error}", "Set HEADCODES_CACHE to a folder."
+        ) from error
 
 
 def checksum(source: Path | bytes) -> str:
@@ -33,19 +54,64 @@ def checksum(source: Path | bytes) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def atomic_write(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it becomes ``path``, on any exception it vanishes.
-
-    The file is flushed to disk before the rename, so that after a crash ``path`` holds the old content or the whole
-    new one.
+def target_of(path: Path | str) -> Path:
+    """Return where writing to ``path`` would write: a link is followed, so that it stays a link.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        HeadcodesError: what is there is no regular file (a folder, a device, a pipe), or links lead in a circle.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        # A link to where nothing is yet: the file is made there.
+        return Path(os.path.realpath(path)) if path.is_symlink() else path
+    except OSError as error:
+        raise HeadcodesError(
+            "a file must be written where one can be", f"{path}: {error.strerror}", "Name another place."
+        ) from error
+    if not stat.S_ISREG(mode):
+        got = "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"
+        raise HeadcodesError("a file can only replace a regular file", f"{path}, which is {got}", "Name a file.")
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def check_writable(path: Path | str) -> None:
+    """Refuse before the work what would be refused after it: a file that cannot be written.
+
+    Raises:
+        HeadcodesError: see ``target_of``; or its folder cannot be made or written.
+    """
+    target = target_of(path)
+    folder = target.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        got = "a folder that cannot be written" if folder.is_dir() else "no folder"
+        raise HeadcodesError(f"{path} must be writable", f"{folder}, which is {got}", "Name another place.")
+
+
+def follow_umask(path: Path, mode: int = 0o666) -> None:
+    """Give a file that was made privately the permissions that the user's own umask gives."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(mode & ~umask)
+
+
+@contextmanager
+def atomic_write(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside the file; on success it becomes the file, on any exception it vanishes.
+
+    The file is flushed to disk before the rename, so that after a crash ``path`` holds the old content or the whole
+    new one. A link stays a link: what it points to is written.
+
+    Raises:
+        HeadcodesError: what is there is no regular file.
+        OSError: the folder cannot be made or written.
+    """
+    target = target_of(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".part", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -53,10 +119,155 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         # mkstemp makes files private; what we publish follows the user's own umask.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        follow_umask(temporary)
+        temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what an exception says, in one line of bounded length."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    try:
+        text = str(error).strip()
+    except Exception:  # an exception of a library that cannot even be shown
+        text = ""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    line = line if len(line) <= _MAX_REASON else line[: _MAX_REASON - 3] + "..."
+    if not line or isinstance(error, KeyError | AttributeError | IndexError | TypeError):
+        line = f"{type(error).__name__}: {line}".rstrip(": ")
+    return line.encode("utf-8", "backslashreplace").decode()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out; torch tells that of the CPU only by its text."""
+    said = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate" in said
+
+
+def is_foreign(error: BaseException) -> bool:
+    """Whether an exception is what a library says of a file that it cannot read.
+
+    Panics of libraries written in Rust are, though no ``Exception`` to Python. That memory ran out is no fault of the
+    file.
+    """
+    return (isinstance(error, Exception) or type(error).__name__ == "PanicException") and not out_of_memory(error)
+
+
+@contextmanager
+def reading(must: str, path: Path | str, mend: str) -> Iterator[None]:
+    """Turn whatever a library raises over a file (``is_foreign``) into one HeadcodesError that names the file.
+
+    Args:
+        must: what must hold of the file.
+        path: the file, or folder, as the caller named it.
+        mend: how to mend it.
+    """
+    try:
+        yield
+    except HeadcodesError:
+        raise
+    except BaseException as error:
+        if not is_foreign(error):
+            raise
+        raise HeadcodesError(must, f"{path}: {reason_of(error)}", mend) from error
+
+
+def regular(path: Path | str, mend: str = "Check the path.") -> Path:
+    """Return the path of a file that can be read to its end: no folder, device or pipe.
+
+    Raises:
+        HeadcodesError: there is none, or it is no regular file.
+    """
+    path = Path(path)
+    with reading("a file must be there to be read", path, mend):
+        mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+        got = next((name for check, name in kinds if check(mode)), "a device")
+        raise HeadcodesError("what is read must be a regular file", f"{path}, which is {got}", mend)
+    return path
+
+
+def read_text(path: Path | str, what: str, mend: str, max_bytes: int = MAX_BYTES) -> str:
+    """Return the text of a file in UTF-8.
+
+    Args:
+        path: the file.
+        what: what it is called in messages: "the prompt file".
+        mend: how to mend it.
+        max_bytes: how large it may be.
+
+    Raises:
+        HeadcodesError: no such file, no regular file, larger, or not UTF-8; the message names the file.
+    """
+    path = regular(path, mend)
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise HeadcodesError(f"{what} must have at most {max_bytes:,} bytes", f"{path} of {size:,}", mend)
+    with reading(f"{what} must be readable, in UTF-8", path, mend), path.open("rb") as stream:
+        # Bounded here too: some files of the system have no size.
+        content = stream.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise HeadcodesError(f"{what} must have at most {max_bytes:,} bytes", f"{path} of more", mend)
+        return content.decode("utf-8")
+
+
+def read_json(path: Path | str, what: str, mend: str, max_bytes: int = MAX_BYTES) -> Any:
+    """Return what a JSON file holds; NaN and the infinities, which other tools write, are numbers here.
+
+    Args:
+        path: see ``read_text``, as for what, mend and max_bytes.
+        what: see there.
+        mend: see there.
+        max_bytes: see there.
+
+    Raises:
+        HeadcodesError: as ``read_text``; no JSON; nested deeper than 64; a whole number of more than 19 digits; half
+            of a surrogate pair, which no text holds.
+    """
+    return parse_json(read_text(path, what, mend, max_bytes), path, what, mend)
+
+
+def parse_json(text: str, path: Path | str, what: str, mend: str) -> Any:
+    """Return what JSON text holds, within the limits of ``read_json``; ``path`` is where it came from."""
+    must = f"{what} must be JSON"
+    try:
+        with reading(must, path, mend):
+            data = json.loads(text, parse_int=_whole)
+    except HeadcodesError as error:
+        if isinstance(error.__cause__, RecursionError):
+            raise _too_deep(path, what, mend) from error
+        raise
+    _check_depth(data, path, what, mend)
+    if _ESCAPED_SURROGATE.search(text):
+        with reading(must, path, mend):
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
+    return data
+
+
+def _whole(digits: str) -> int:
+    if len(digits.lstrip("-")) > MAX_DIGITS:
+        raise ValueError(f"a whole number of {len(digits.lstrip('-'))} digits, where {MAX_DIGITS} are the most")
+    return int(digits)
+
+
+def _too_deep(path: Path | str, what: str, mend: str) -> HeadcodesError:
+    return HeadcodesError(f"{what} must be nested at most {MAX_DEPTH} deep", f"{path}, nested deeper", mend)
+
+
+def _check_depth(data: Any, path: Path | str, what: str, mend: str) -> None:
+    level = [data] if isinstance(data, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    if level:
+        raise _too_deep(path, what, mend)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+import traceback
 import warnings
 
 import typer
@@ -16,6 +19,7 @@ from headcodes.cli.lists import methods, models, tasks
 from headcodes.cli.report import report
 from headcodes.cli.scan import scan
 from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.files import is_foreign, out_of_memory, reason_of
 
 app = typer.Typer(
     help="Find the attention heads, and the paths between them, that make a language model do a thing.",
@@ -28,22 +32,44 @@ for verb in (discover, evaluate, export, diff, report, bench, scan, cache, model
     app.command()(verb)
 
 
+# A message is read, not scrolled through.
+_MAX_MESSAGE = 1000
+
+
 def main() -> None:
-    """Run the command line; bad input ends in one message and status 2, never in a traceback."""
+    """Run the command line; bad input ends in one line and status 2, never in a traceback.
+
+    What is a fault of headcodes itself ends in one line and status 1. ``HEADCODES_DEBUG=1`` shows the traceback of
+    either.
+    """
     warnings.simplefilter("always", HeadcodesWarning)
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # not every terminal has every letter of a prompt
     try:
         app()
     except HeadcodesError as error:
-        _complain(str(error), status=2)
+        _complain(str(error), 2, error)
     except OSError as error:
-        _complain(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), status=2)
-    except KeyboardInterrupt:
-        _complain("stopped; nothing half-written was left behind", status=130)
+        _complain(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "), 2, error)
+    except KeyboardInterrupt as error:
+        _complain("stopped; nothing half-written was left behind", 130, error)
+    except BaseException as error:
+        if out_of_memory(error):
+            _complain(f"out of memory: {reason_of(error)}", 1, error)
+        if not is_foreign(error):
+            raise  # SystemExit, mostly
+        said = f"a fault of headcodes, not of what it was given: {type(error).__name__}: {reason_of(error)}"
+        _complain(f"{said} (HEADCODES_DEBUG=1 shows where; please report it)", 1, error)
 
 
-def _complain(message: str, status: int) -> None:
-    print(f"headcodes: {message}", file=sys.stderr)
+def _complain(message: str, status: int, error: BaseException) -> None:
+    if os.environ.get("HEADCODES_DEBUG") == "1":
+        traceback.print_exception(error)
+    line = " ".join(message.split())
+    line = line if len(line) <= _MAX_MESSAGE else f"{line[: _MAX_MESSAGE // 2]} ... {line[-_MAX_MESSAGE // 2 :]}"
+    print(f"headcodes: {line}", file=sys.stderr)
     sys.exit(status)
 
 

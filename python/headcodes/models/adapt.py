@@ -18,6 +18,7 @@ from headcodes.models.sources import (
     known_models,
     not_loaded,
 )
+from headcodes.models.untrusted import unasked
 from headcodes.models.weights import weights_of
 
 
@@ -110,8 +111,8 @@ def _through_lens(module: Any, tokenizer: Any, name: str, owned: bool, known_che
         # TransformerLens opens the tokenizer a second time, by name: one made in memory has none.
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)
-            again = AutoTokenizer.from_pretrained(folder)
-            bridge = TransformerBridge.boot_transformers(name, hf_model=given, tokenizer=again)
+            again = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            bridge = TransformerBridge.boot_transformers(name, hf_model=given, tokenizer=again, trust_remote_code=False)
         return from_bridge(bridge, tokenizer, name, known_checksum=known_checksum)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -129,7 +130,9 @@ def from_lens(place: Source, tokenizer: Any, device: torch.device, dtype: torch.
     try:
         from transformer_lens.model_bridge import TransformerBridge
 
-        bridge = TransformerBridge.boot_tl_legacy(name, device=device, dtype=dtype, tokenizer=tokenizer)
+        # Weights are read as tensors only (weights_only); the tokenizer that the repository names may bring code.
+        with unasked():
+            bridge = TransformerBridge.boot_tl_legacy(name, device=device, dtype=dtype, tokenizer=tokenizer)
     except ImportError as error:
         raise HeadcodesError(
             "This model's weights are in TransformerLens's own format",

@@ -79,9 +79,9 @@ def _convert(path: Path, folder: Path) -> None:
     where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         with quiet(), progress(f"converting {path.name} (once)", total=2) as advance:
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(**where, trust_remote_code=False, dtype=torch.float32)
             advance(1)
-            tokenizer = AutoTokenizer.from_pretrained(**where)
+            tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
             advance(1)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

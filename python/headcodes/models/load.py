@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from headcodes.errors import HeadcodesError
-from headcodes.files import checksum
+from headcodes.files import checksum, is_foreign
 from headcodes.models import planted
 from headcodes.models.adapt import from_bridge, from_lens, from_transformers
 from headcodes.models.devices import choose_device, choose_dtype
@@ -19,9 +19,11 @@ from headcodes.models.model import Model
 from headcodes.models.sources import (
     Source,
     ask_hub,
+    hub_folder,
     not_loaded,
     resolve,
 )
+from headcodes.models.untrusted import refuse_kernels, refuse_pickles
 from headcodes.models.weights import is_bridge
 
 
@@ -100,22 +102,29 @@ def _open(
     place: Source, where: str, tokenizer: Any, device: torch.device, dtype: torch.dtype, device_map: Any
 ) -> tuple[Any, Any]:
     """Load model and tokenizer by transformers; what goes wrong there becomes one plain message."""
-    options: dict[str, Any] = {}
+    asked: dict[str, Any] = {}
     if place.kind == "hub":
-        options = {"revision": place.revision or "main", "local_files_only": not ask_hub(place)}
+        asked = {"revision": place.revision or "main", "local_files_only": not ask_hub(place)}
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    weights = place.path if place.kind == "folder" else hub_folder(place.name, place.revision)
+    if weights is not None and place.kind != "gguf":
+        refuse_pickles(weights)
     try:
-        config = AutoConfig.from_pretrained(where, **options)
+        # Without trust_remote_code=False transformers asks on standard output whether to run a folder's own code.
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False, **asked)
+        refuse_kernels(config, place.name)
         refuse(config)
+        options = asked | {"config": config, "dtype": dtype, "device_map": device_map, "use_safetensors": True}
         with quiet():
-            module = AutoModelForCausalLM.from_pretrained(
-                where, config=config, dtype=dtype, device_map=device_map, **options
-            )
+            module = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, **options)
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(where, **options)
-    except (OSError, ValueError, ImportError) as error:
-        if isinstance(error, HeadcodesError):
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **asked)
+    except HeadcodesError:
+        raise
+    except BaseException as error:
+        # Whatever is wrong with a file, every library says in its own way; tokenizers panic, which is no Exception.
+        if not is_foreign(error):
             raise
         raise not_loaded(place, error) from error
     return module if device_map is not None else module.to(device), tokenizer

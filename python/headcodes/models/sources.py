@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from headcodes.errors import HeadcodesError
-from headcodes.files import atomic_write, cache_dir, checksum
+from headcodes.files import atomic_write, cache_dir, checksum, reason_of
 
 
 def ask_hub(place: Source) -> bool:
@@ -28,18 +28,21 @@ def ask_hub(place: Source) -> bool:
     return answers
 
 
-def not_loaded(place: Source, error: Exception) -> HeadcodesError:
+def not_loaded(place: Source, error: BaseException) -> HeadcodesError:
     """Return one plain message for what a library said when it could not open a model."""
-    text = str(error).strip() or type(error).__name__
-    reason = text.splitlines()[0]
+    text, reason = str(error), reason_of(error)
+    if "trust_remote_code" in text:
+        return HeadcodesError(
+            "code that comes with a model is never run here",
+            f"{place.name}, which is only to be had with its own code",
+            "Load it yourself, if you trust it, and pass the model and its tokenizer.",
+        )
     if place.kind != "hub":
         return HeadcodesError(
             "A model must be whole and readable", f"{place.name}: {reason}", "Save it again and retry."
         )
     if "gated" in text or "401" in text or "403" in text:
         mend = "Accept the model's licence on the hub and log in (`hf auth login`)."
-    elif "trust_remote_code" in text:
-        mend = "Code from the hub is never run here: load it yourself and pass the model and its tokenizer."
     else:
         mend = (
             "Check its name and the network, or use what is on this machine: a folder, a .gguf file, or "

@@ -1,0 +1,55 @@
+"""What a model folder may not bring along: pickled weights and code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from headcodes.errors import HeadcodesError
+
+# Formats that are, or may hold, pickles: reading one can run whatever its writer liked.
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Refuse a folder whose weights are pickled; beside safetensors, which are taken, a pickle is not opened.
+
+    Raises:
+        HeadcodesError: the folder has pickles and no safetensors.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    pickles = [name for name in names if name.lower().endswith(_PICKLED)]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise HeadcodesError(
+            "weights must be safetensors: a pickle can run code when it is opened",
+            f"{folder / pickles[0]}",
+            "Convert it where you trust it: save_pretrained writes safetensors.",
+        )
+
+
+def refuse_kernels(config: Any, name: str) -> None:
+    """Refuse a configuration that names code from the hub as its attention: transformers would fetch and run it.
+
+    Raises:
+        HeadcodesError: it does.
+    """
+    for key in ("_attn_implementation", "_experts_implementation"):
+        named = getattr(config, key, None)
+        if named is not None and "/" in str(named):
+            raise HeadcodesError(
+                "code from the hub is never run here", f"{name}, whose configuration names {named!r}", "Take it out."
+            )
+
+
+@contextmanager
+def unasked() -> Iterator[None]:
+    """Keep transformers from asking anybody whether to run a repository's code, where a library calls it for us."""
+    from transformers import dynamic_module_utils as code
+
+    kept, code.TIME_OUT_REMOTE_CODE = code.TIME_OUT_REMOTE_CODE, 0
+    try:
+        yield
+    finally:
+        code.TIME_OUT_REMOTE_CODE = kept
