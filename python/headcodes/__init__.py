@@ -13,6 +13,7 @@ _EXPORTS = {
     "HeadcodesWarning": "errors",
     "PromptPair": "prompts.pairs",
     "PromptPairs": "prompts.pairs",
+    "read_pairs": "prompts.files",
     "load_model": "models.load",
     "Model": "models.model",
     "capture": "activations.capture",

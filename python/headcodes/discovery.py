@@ -17,9 +17,9 @@ from headcodes.circuit.agreement import SeedScores
 from headcodes.codes.encode import resolve_backend
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.methods.inputs import Inputs
+from headcodes.models.asked import ask
 from headcodes.models.devices import torch_threads
 from headcodes.prompts.pairs import PromptPairs
-from headcodes.prompts.tokens import tokenize
 from headcodes.provenance import versions
 from headcodes.result import Result
 from headcodes.seeds import check_seeds
@@ -80,7 +80,7 @@ def discover(
         HeadcodesError: something given cannot be used; the message says what and how to mend it.
     """
     with torch_threads(threads):
-        tokens = tokenize(pairs, model.tokenizer, bos)
+        tokens = ask(model, pairs, bos)
         inputs = Inputs(model, tokens, bos, positions, n_train, backend)
         return explain(inputs, method, level=level, seed=seed, seeds=seeds, fdr=fdr, verify=verify)
 

@@ -163,6 +163,7 @@ class Result:
             "bos_added": self.bos_added,
             "positions": self.positions,
             "n_prompts": len(self.pairs),
+            **({} if self.pairs.reading is None else {"reading": self.pairs.reading.as_dict()}),
             "n_train": self.n_train,
             "dtype": self.dtype,
             "threads": self.threads,

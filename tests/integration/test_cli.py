@@ -173,7 +173,7 @@ WRONG_FILES = {
     "no prompts": '{"prompts": []}',
     "missing key": json.dumps({"prompts": [{"clean": "a"}]}),
     "identical prompts": json.dumps({"prompts": [PAIR, PAIR | {"corrupt": PAIR["clean"]}]}),
-    "multi-token answer": json.dumps({"prompts": [PAIR | {"answers": [" Andrew xyzzy Jane"]}]}),
+    "an answer that another goes on from": json.dumps({"prompts": [PAIR | {"wrong_answers": [" Andrew xyzzy"]}]}),
     "answer on both sides": json.dumps({"prompts": [PAIR | {"wrong_answers": [" Andrew"]}]}),
     "no answers": json.dumps({"prompts": [PAIR | {"answers": []}]}),
 }

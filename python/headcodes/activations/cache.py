@@ -27,6 +27,7 @@ from headcodes.activations.packing import Positions
 from headcodes.files import atomic_write, cache_dir, checksum
 from headcodes.models.model import Model
 from headcodes.prompts.pairs import PromptPair, PromptPairs
+from headcodes.prompts.rows import LeftOut, Reading
 from headcodes.prompts.tokens import TokenPairs
 from headcodes.provenance import code_checksum
 
@@ -301,6 +302,7 @@ def _tokens_to_json(tokens: TokenPairs) -> dict[str, Any]:
         "task": tokens.pairs.task,
         "negative": tokens.pairs.negative,
         "pairs": [asdict(pair) for pair in tokens.pairs],
+        "reading": None if tokens.pairs.reading is None else asdict(tokens.pairs.reading),
     }
     return {part: getattr(tokens, part) for part in parts} | {"texts": texts}
 
@@ -308,8 +310,12 @@ def _tokens_to_json(tokens: TokenPairs) -> dict[str, Any]:
 def _tokens_from_json(kept: Mapping[str, Any]) -> TokenPairs:
     texts = kept["texts"]
     pairs = tuple(
-        PromptPair(pair["clean"], pair["corrupt"], tuple(pair["answers"]), tuple(pair["wrong_answers"]))
+        PromptPair(pair["clean"], pair["corrupt"], tuple(pair["answers"]), tuple(pair["wrong_answers"]), pair["where"])
         for pair in texts["pairs"]
+    )
+    read = texts["reading"]
+    reading = read and Reading(
+        read["source"], read["n_rows"], tuple(read["notes"]), tuple(LeftOut(**row) for row in read["left_out"])
     )
     return TokenPairs(
         clean=kept["clean"],
@@ -317,5 +323,5 @@ def _tokens_from_json(kept: Mapping[str, Any]) -> TokenPairs:
         answers=kept["answers"],
         wrong_answers=kept["wrong_answers"],
         bos=bool(kept["bos"]),
-        pairs=PromptPairs(pairs, task=texts["task"], negative=texts["negative"]),
+        pairs=PromptPairs(pairs, texts["task"], texts["negative"], reading),
     )

@@ -15,6 +15,17 @@ from headcodes.errors import HeadcodesError
 if TYPE_CHECKING:
     from headcodes.models.model import Model
 
+from headcodes.cli.prompts import (
+    Asked,
+    Chat,
+    Columns,
+    Corrupt,
+    LeadingSpace,
+    Prompts,
+    SkipBad,
+    System,
+    state,
+)
 from headcodes.cli.started import STARTED
 from headcodes.cli.table import table
 
@@ -24,7 +35,16 @@ def discover(
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     task: Annotated[str | None, typer.Option(help="A built-in task (headcodes tasks).  [default: ioi]")] = None,
     negative: Annotated[str | None, typer.Option(help="Which of the task's negatives; its first by default.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A JSON file of prompt pairs instead of a task.")] = None,
+    prompts: Prompts = None,
+    columns: Columns = None,
+    skip_bad: SkipBad = False,
+    leading_space: LeadingSpace = "auto",
+    corrupt: Corrupt = None,
+    chat: Chat = False,
+    system: System = None,
+    whole_answers: Annotated[
+        bool, typer.Option("--whole-answers", help="Judge answers of several tokens as whole sequences too.")
+    ] = False,
     method: Annotated[str, typer.Option(help="How heads are scored (headcodes methods).")] = "default",
     level: Annotated[Literal["node", "edge"], typer.Option(help="Score heads, or pairs of heads too.")] = "node",
     n_prompts: Annotated[int, typer.Option(min=1, help="Pairs to build from the task.")] = 250,
@@ -56,13 +76,11 @@ def discover(
     """Find the circuit of a model on a task: the main job."""
     from headcodes import discovery, tasks
     from headcodes.activations import cache as activation_cache
-    from headcodes.files import checksum
     from headcodes.methods.inputs import Inputs
+    from headcodes.models.asked import whole_answer_differences
     from headcodes.models.devices import choose_device, choose_dtype, torch_threads
     from headcodes.models.load import load_model
     from headcodes.models.sources import resolve
-    from headcodes.prompts.pairs import PromptPairs
-    from headcodes.prompts.tokens import tokenize
     from headcodes.seeds import parse_seeds
 
     if task is not None and prompts is not None:
@@ -71,19 +89,22 @@ def discover(
         raise HeadcodesError("--negative belongs to a task", "it together with --prompts", "Leave one out.")
     of_method = parse_seeds(seeds) if seeds is not None else None
     discovery.check_request(method, fdr, verify, of_method)
-    pairs = PromptPairs.from_json(prompts) if prompts is not None else None
+    if chat and bos == "auto":
+        bos = "no"  # the template puts it
+    wanted = Asked(prompts, columns, skip_bad, leading_space, corrupt, chat, system)
+    pairs = wanted.read()
     chosen = tasks.get(task or "ioi")
     imported = time.perf_counter()
     with torch_threads(threads):
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
-        asked: dict[str, Any] = {"task": chosen.id, "negative": negative, "n": n_prompts, "seed": seed}
-        if prompts is not None:
-            asked = {"prompts": checksum(prompts)}
+        asked = wanted.key({"task": chosen.id, "negative": negative, "n": n_prompts, "seed": seed})
         settings: dict[str, Any] = {"bos": bos, "positions": positions, "projection": projection}
-        request = activation_cache.request_key(
-            resolve(model, revision), asked, device=where, dtype=precision, **settings
-        )
+        request = None
+        if asked is not None:
+            request = activation_cache.request_key(
+                resolve(model, revision), asked, device=where, dtype=precision, **settings
+            )
 
         def load() -> Model:
             return load_model(model, revision=revision, device=where, dtype=precision, projection=projection)
@@ -95,8 +116,11 @@ def discover(
             loaded = load()
             if pairs is None:
                 pairs = chosen.build(loaded.tokenizer, n=n_prompts, seed=seed, negative=negative)
-            tokens = tokenize(pairs, loaded.tokenizer, bos)
+            tokens = wanted.ask(loaded, pairs, bos, seed)
             inputs = Inputs(loaded, tokens, bos, positions, n_train, cache=cache, request=request)
+        state(inputs.tokens.pairs)
+        if whole_answers:
+            inputs.whole_answers = whole_answer_differences(inputs.model, inputs.tokens)
         load_s = time.perf_counter() - imported
         result = discovery.explain(inputs, method, level=level, seed=seed, seeds=of_method, fdr=fdr, verify=verify)
     result = result.with_timings(

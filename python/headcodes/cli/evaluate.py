@@ -8,6 +8,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from headcodes.cli.prompts import (
+    Asked,
+    Chat,
+    Columns,
+    Corrupt,
+    LeadingSpace,
+    Prompts,
+    SkipBad,
+    System,
+    state,
+)
 from headcodes.errors import HeadcodesError
 
 
@@ -15,7 +26,13 @@ def evaluate(
     circuit: Annotated[Path, typer.Argument(help="A circuit.json of ours, or a MIB graph.")],
     model: Annotated[str | None, typer.Option(help="As for discover; the circuit's own by default.")] = None,
     task: Annotated[str | None, typer.Option(help="A built-in task; the circuit's own by default.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A JSON file of prompt pairs instead of a task.")] = None,
+    prompts: Prompts = None,
+    columns: Columns = None,
+    skip_bad: SkipBad = False,
+    leading_space: LeadingSpace = "auto",
+    corrupt: Corrupt = None,
+    chat: Chat = False,
+    system: System = None,
     truth: Annotated[str, typer.Option(help="causal (patch every head, once, then cached), or a published one.")] = (
         "causal"
     ),
@@ -47,8 +64,6 @@ def evaluate(
     from headcodes.files import atomic_write
     from headcodes.models.devices import torch_threads
     from headcodes.models.load import load_model
-    from headcodes.prompts.pairs import PromptPairs
-    from headcodes.prompts.tokens import tokenize
 
     judged = load_circuit(circuit)
     if prompts is not None and task is not None:
@@ -57,17 +72,19 @@ def evaluate(
         raise HeadcodesError("the model of the circuit must be known", "a file that names none", "Give --model.")
     if not (prompts or task or judged.task):
         raise HeadcodesError("the task of the circuit must be known", "a file that names none", "Give --task.")
+    wanted = Asked(prompts, columns, skip_bad, leading_space, corrupt, chat, system)
+    pairs = wanted.read()
     with torch_threads(threads):
         loaded = load_model(model or judged.model, device=device, dtype=dtype)
-        if prompts is not None:
-            pairs = PromptPairs.from_json(prompts)
-        else:
+        if pairs is None:
             # A third more than needed: only answered prompts count.
             pairs = tasks.get(task or judged.task).build(loaded.tokenizer, n=n_pairs + n_pairs // 3 + 1, seed=seed)
+        tokens = wanted.ask(loaded, pairs, bos, seed)
+        state(tokens.pairs)
         evaluation = evaluate_circuit(
             judged,
             loaded,
-            tokenize(pairs, loaded.tokenizer, bos),
+            tokens,
             truth=truth,
             task=pairs.task,
             components=components,

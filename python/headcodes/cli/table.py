@@ -14,12 +14,17 @@ def table(result: Result, top: int) -> str:
     columns = f"{'score':>9}"
     if by_seed is not None:
         columns += f"  {'±':>8}  consensus"
+    whole = []
+    if check.whole_share_right is not None:
+        likelier = f"{check.whole_share_right:.1%}, by {check.whole_log_ratio:+.2f} nats"
+        whole = [f"whole answers: the right ones likelier in {likelier}"]
     lines = [
         f"{result.model}  {result.pairs.task} ({result.pairs.negative} negatives)  method {result.method}"
         f"  seed {result.seed}{f', mean of {len(by_seed.seeds)} of the method' if by_seed else ''}"
         f"  {result.dtype}  BOS {'added' if result.bos_added else 'not added'}",
         f"task check: {check.share_right:.1%} of {check.n_pairs} positives right, "
         f"logit difference {check.positive_logit_diff:+.2f} positive, {check.negative_logit_diff:+.2f} negative",
+        *whole,
         "",
         f"{'rank':>4}  {'head':<9} {columns}" + ("         p         q" if result.node_tests else ""),
     ]

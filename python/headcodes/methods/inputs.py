@@ -39,6 +39,8 @@ class Inputs:
         cache: whether activations are looked for, and kept, in the cache folder (``headcodes.activations.cache``).
         request: the cache's key of the request that these inputs answer, under which they can be found again.
         capture_s: seconds the capture took; 0 before it.
+        whole_answers: how much likelier right answers are than wrong ones as whole sequences
+            (``models.asked.whole_answer_differences``), for the task check; None: not asked for.
     """
 
     model: Model
@@ -50,6 +52,7 @@ class Inputs:
     cache: bool = False
     request: str | None = None
     capture_s: float = field(default=0.0, init=False)
+    whole_answers: Float[np.ndarray, " n_pairs"] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.n_train < 1:
@@ -97,4 +100,4 @@ class Inputs:
     @cached_property
     def task_check(self) -> TaskCheck:
         """How the model answers the prompts; warns where it mostly does not."""
-        return check_task(self.tokens.pairs.task, *self.logit_differences)
+        return check_task(self.tokens.pairs.task, *self.logit_differences, self.whole_answers)

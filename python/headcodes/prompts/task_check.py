@@ -36,6 +36,9 @@ class TaskCheck:
         negative_logit_diff: mean over the negatives, judged by the same answers.
         negative_share_right: share of the negatives with a logit difference above zero.
         answered: bool [n_pairs], which positives are answered right.
+        whole_share_right: share of the positives whose right answers are likelier than the wrong ones as whole
+            sequences; None where that was not asked for.
+        whole_log_ratio: mean over the positives of log p(right answers) - log p(wrong ones), in nats.
     """
 
     n_pairs: int
@@ -44,15 +47,19 @@ class TaskCheck:
     negative_logit_diff: float
     negative_share_right: float
     answered: np.ndarray = field(repr=False, compare=False)
+    whole_share_right: float | None = None
+    whole_log_ratio: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures, ready for JSON; ``answered`` only as the count that ``share_right`` implies."""
+        whole = {"whole_share_right": self.whole_share_right, "whole_log_ratio": self.whole_log_ratio}
         return {
             "n_pairs": self.n_pairs,
             "share_right": self.share_right,
             "positive_logit_diff": self.positive_logit_diff,
             "negative_logit_diff": self.negative_logit_diff,
             "negative_share_right": self.negative_share_right,
+            **(whole if self.whole_share_right is not None else {}),
         }
 
 
@@ -78,13 +85,19 @@ def logit_differences(tokens: TokenPairs, logits: Sequence[Tensor]) -> Float[np.
     return differences
 
 
-def check_task(task: str, clean: Float[np.ndarray, " n_pairs"], corrupt: Float[np.ndarray, " n_pairs"]) -> TaskCheck:
+def check_task(
+    task: str,
+    clean: Float[np.ndarray, " n_pairs"],
+    corrupt: Float[np.ndarray, " n_pairs"],
+    whole: Float[np.ndarray, " n_pairs"] | None = None,
+) -> TaskCheck:
     """Say how a model answers prompt pairs, and warn where it mostly does not.
 
     Args:
         task: what the pairs ask, for the warning.
         clean: ``logit_differences`` of the clean prompts.
         corrupt: those of the corrupted prompts, judged by the same answers.
+        whole: log-probability ratios of whole answers to the clean prompts, where they were asked for.
 
     Warns:
         HeadcodesWarning: fewer than 80% of the positives are answered right. A circuit is the mechanism of a
@@ -106,4 +119,6 @@ def check_task(task: str, clean: Float[np.ndarray, " n_pairs"], corrupt: Float[n
         negative_logit_diff=float(corrupt.mean()),
         negative_share_right=float((corrupt > 0).mean()),
         answered=answered,
+        whole_share_right=None if whole is None else float((whole > 0).mean()),
+        whole_log_ratio=None if whole is None else float(whole.mean()),
     )

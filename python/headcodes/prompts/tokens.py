@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from headcodes.errors import HeadcodesError
-from headcodes.prompts.pairs import PromptPairs
+from headcodes.prompts.pairs import PromptPair, PromptPairs
+from headcodes.prompts.rows import Reading, RowError, settle
 
 
 class Tokenizer(Protocol):
@@ -26,8 +27,9 @@ class Tokenizer(Protocol):
 class TokenPairs:
     """The token ids of prompt pairs, for one tokenizer.
 
-    ``clean``, ``corrupt``: ids per prompt, with the BOS token in front where ``bos`` says so. ``answers``,
-    ``wrong_answers``: ids per prompt, each id once, in the order of the pair's own lists.
+    ``clean``, ``corrupt``: ids per prompt, with the BOS token in front where ``bos`` says so, and behind it the tokens
+    that all answers of the pair begin with. ``answers``, ``wrong_answers``: the ids scored, per prompt, each id once,
+    in the order of the pair's own lists.
     """
 
     clean: list[list[int]]
@@ -74,7 +76,9 @@ class TokenPairs:
             answers=[self.answers[i] for i in chosen],
             wrong_answers=[self.wrong_answers[i] for i in chosen],
             bos=self.bos,
-            pairs=PromptPairs(tuple(self.pairs[i] for i in chosen), self.pairs.task, self.pairs.negative),
+            pairs=PromptPairs(
+                tuple(self.pairs[i] for i in chosen), self.pairs.task, self.pairs.negative, self.pairs.reading
+            ),
         )
 
 
@@ -92,77 +96,183 @@ def continuation_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def tokenize(pairs: PromptPairs, tokenizer: Tokenizer, bos: str = "auto") -> TokenPairs:
+def tokenize(
+    pairs: PromptPairs, tokenizer: Tokenizer, bos: str = "auto", *, skip_bad: bool = False, needs_wrong: bool = True
+) -> TokenPairs:
     """Turn prompt pairs into token ids.
+
+    Answers of several tokens are judged by the first token in which right and wrong ones differ: tokens that all
+    answers of a pair begin with are put behind both prompts, and the answers' next tokens are scored. Among several
+    answers, a next token that a right one and a wrong one share tells nothing and is not scored.
 
     Args:
         pairs: at least one pair. Repeated pairs are fine, and so are unequal lengths within a pair.
         tokenizer: a transformers tokenizer.
         bos: ``auto`` puts a BOS token in front exactly where ``tokenizer.encode(text)`` does; ``yes`` and
             ``no`` say so. A prompt that already begins with the BOS token never gets a second one.
+        skip_bad: leave pairs out that cannot be used; the result's ``pairs.reading`` lists them.
+        needs_wrong: whether a pair must have wrong answers.
 
     Raises:
         HeadcodesError: no pairs; an empty prompt; clean and corrupted the same, as text or as tokens; no
-            answers or no wrong answers; an answer that is not one known token, or in both sets; a prompt with
-            a word that a word-level tokenizer does not know; ``bos="yes"`` with a tokenizer that has no such
-            token. The message names the prompt by its index (from 0) and its text.
+            answers or no wrong answers; an empty or unknown answer, one in both sets, or one that the others go on
+            from; a prompt with a word that a word-level tokenizer does not know; ``bos="yes"`` with a tokenizer that
+            has no such token. The message names the prompt by its place (its index, from 0, where it comes from no
+            file) and its text.
     """
     if not len(pairs):
         raise HeadcodesError("there must be at least one prompt pair", "none", "Give some prompts.")
     with_bos = _puts_bos(tokenizer, bos)
-    unknown = tokenizer.unk_token_id
-    if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        unknown = None  # GPT-2 names its end-of-text token "unknown" too, and its bytes spell every text.
-    answer_ids: dict[str, int] = {}
-    tokens = TokenPairs([], [], [], [], with_bos, pairs)
+    reader = _Reader(tokenizer, with_bos, needs_wrong)
+    found, faults = [], []
     for index, pair in enumerate(pairs):
-        where = f"prompt {index} ({_shown(pair.clean)})"
+        where = pair.where or f"prompt {index}"
+        try:
+            found.append((pair, reader.ids(pair, f"{where} ({_shown(pair.clean)})")))
+        except RowError as error:
+            faults.append((where, error))
+    left_out = settle(faults, len(pairs), skip_bad=skip_bad)
+    if left_out:
+        reading = (pairs.reading or Reading("prompts", len(pairs))).also(left_out=left_out)
+        pairs = PromptPairs(tuple(pair for pair, _ in found), pairs.task, pairs.negative, reading)
+    n_long = sum(any(len(reader.answer_ids(answer)) > 1 for answer in pair.answers) for pair, _ in found)
+    if n_long and pairs.reading is not None:
+        note = f"right answers of {n_long:,} rows have several tokens: the first that tells right from wrong is scored"
+        pairs = PromptPairs(pairs.pairs, pairs.task, pairs.negative, pairs.reading.also(note))
+    columns = [list(column) for column in zip(*(ids for _, ids in found), strict=True)]
+    return TokenPairs(columns[0], columns[1], columns[2], columns[3], with_bos, pairs)
+
+
+@dataclass
+class _Reader:
+    """One tokenizer's way of reading pairs; answers are looked up once."""
+
+    tokenizer: Tokenizer
+    with_bos: bool
+    needs_wrong: bool
+
+    def __post_init__(self) -> None:
+        tokenizer = self.tokenizer
+        self.unknown = tokenizer.unk_token_id
+        if self.unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+            self.unknown = None  # GPT-2 names its end-of-text token "unknown" too, and its bytes spell every text.
+        self.answers: dict[str, list[int]] = {}
+        size: Any = getattr(tokenizer, "__len__", None)
+        self.n_vocab: int | None = size() if size is not None else None
+
+    def ids(self, pair: PromptPair, where: str) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Return the ids of both prompts, of the right answers, and of the wrong ones."""
         if pair.clean == pair.corrupt:
-            raise HeadcodesError(
-                f"clean and corrupted text of {where} must differ", "the same text twice", "Corrupt it."
+            raise RowError(
+                f"clean and corrupted text of {where} must differ",
+                "the same text twice",
+                "Corrupt it.",
+                "identical texts",
             )
-        for column, text, side in (
-            (tokens.clean, pair.clean, "clean"),
-            (tokens.corrupt, pair.corrupt, "corrupted"),
-        ):
-            ids = tokenizer.encode(text, add_special_tokens=False)
-            if not ids:
-                raise HeadcodesError(f"the {side} text of {where} must not be empty", repr(text), "Give it words.")
-            if unknown is not None and unknown in ids:
-                raise HeadcodesError(
-                    f"every word of the {side} text of {where} must be known to the tokenizer",
-                    f"an unknown one in {text!r}",
-                    "Use a task that this model knows the words of.",
-                )
-            if with_bos and ids[0] != tokenizer.bos_token_id:
-                assert tokenizer.bos_token_id is not None
-                ids = [tokenizer.bos_token_id, *ids]
-            column.append(list(ids))
-        if tokens.clean[-1] == tokens.corrupt[-1]:
-            raise HeadcodesError(
+        clean, corrupt = self._prompt(pair.clean, "clean", where), self._prompt(pair.corrupt, "corrupted", where)
+        if clean == corrupt:
+            raise RowError(
                 f"clean and corrupted text of {where} must differ for this tokenizer",
-                f"the same {len(tokens.clean[-1])} tokens twice",
+                f"the same {len(clean)} tokens twice",
                 "Corrupt it by more than what the tokenizer normalises away.",
+                "equal after tokenisation",
             )
-        for column, answers, kind in (
-            (tokens.answers, pair.answers, "answer"),
-            (tokens.wrong_answers, pair.wrong_answers, "wrong answer"),
-        ):
-            if not answers:
-                raise HeadcodesError(f"{where} must have at least one {kind}", "none", "Add one.")
-            for answer in answers:
-                if answer not in answer_ids:
-                    answer_ids[answer] = _answer_id(tokenizer, answer, unknown, f"{kind} of {where}")
-            column.append(list(dict.fromkeys(answer_ids[answer] for answer in answers)))
-        both = set(tokens.answers[-1]) & set(tokens.wrong_answers[-1])
-        if both:
-            named = next(answer for answer in pair.answers if answer_ids[answer] in both)
-            raise HeadcodesError(
+        right = [(answer, self._answer(answer, f"answer of {where}")) for answer in pair.answers]
+        wrong = [(answer, self._answer(answer, f"wrong answer of {where}")) for answer in pair.wrong_answers]
+        for answers, kind in ((right, "answer"), (wrong, "wrong answer")):
+            if not answers and (kind == "answer" or self.needs_wrong):
+                raise RowError(f"{where} must have at least one {kind}", "none", "Add one.", f"without {kind}s")
+        shared, first, others = _scored(right, wrong, where)
+        return clean + shared, corrupt + shared, first, others
+
+    def _prompt(self, text: str, side: str, where: str) -> list[int]:
+        ids = list(self.tokenizer.encode(text, add_special_tokens=False))
+        if not ids:
+            raise RowError(
+                f"the {side} text of {where} must not be empty", repr(text), "Give it words.", f"empty {side} text"
+            )
+        if self.unknown is not None and self.unknown in ids:
+            raise RowError(
+                f"every word of the {side} text of {where} must be known to the tokenizer",
+                f"an unknown one in {_shown(text, 200)}",
+                "Use a task that this model knows the words of.",
+                "with unknown words",
+            )
+        if self.with_bos and ids[0] != self.tokenizer.bos_token_id:
+            assert self.tokenizer.bos_token_id is not None
+            ids = [self.tokenizer.bos_token_id, *ids]
+        return ids
+
+    def answer_ids(self, answer: str | int) -> list[int]:
+        """Return the ids of an answer that was read before."""
+        return [answer] if isinstance(answer, int) else self.answers[answer]
+
+    def _answer(self, answer: str | int, what: str) -> list[int]:
+        if isinstance(answer, int):
+            if self.n_vocab is not None and answer >= self.n_vocab:
+                raise RowError(
+                    f"each {what} must be a token id of the model, below {self.n_vocab}",
+                    str(answer),
+                    "Give answers as text, or the model that the file was made for.",
+                    "with unknown token ids",
+                )
+            return [answer]
+        if answer not in self.answers:
+            ids = list(continuation_ids(self.tokenizer, answer))
+            if not ids or self.unknown in ids:
+                raise RowError(
+                    f"each {what} must be known tokens",
+                    f"{_shown(answer)}, which is {'an unknown word' if ids else '0 tokens'}",
+                    "Choose another answer, with its leading space where it has one.",
+                    "with unknown answers" if ids else "with empty answers",
+                )
+            self.answers[answer] = ids
+        return self.answers[answer]
+
+
+def n_shared(right: Sequence[Sequence[int]], wrong: Sequence[Sequence[int]]) -> int:
+    """Return how many tokens all answers of a pair begin with; 0 where there are no wrong ones.
+
+    They are part of the prompt: what right and wrong answers share does not tell them apart.
+    """
+    n = 0
+    everyone = [*right, *wrong]
+    while wrong and all(len(ids) > n for ids in everyone) and len({ids[n] for ids in everyone}) == 1:
+        n += 1
+    return n
+
+
+_Answers = Sequence[tuple[str | int, list[int]]]
+
+
+def _scored(right: _Answers, wrong: _Answers, where: str) -> tuple[list[int], list[int], list[int]]:
+    """Return the tokens that all answers begin with, and the next tokens of the right and of the wrong ones.
+
+    A single answer without wrong ones is scored by its first token.
+    """
+    known = {tuple(ids) for _, ids in wrong}
+    for answer, ids in right:
+        if tuple(ids) in known:
+            raise RowError(
                 f"right and wrong answers of {where} must be different tokens",
-                f"{named!r} in both",
+                f"{answer!r} in both",
                 "Remove one.",
+                "with an answer that is right and wrong",
             )
-    return tokens
+    n = n_shared([ids for _, ids in right], [ids for _, ids in wrong])
+    shared = right[0][1][:n]
+    sides = [[ids[n] for _, ids in side if len(ids) > n] for side in (right, wrong)]
+    both = set(sides[0]) & set(sides[1])
+    first, others = (list(dict.fromkeys(token for token in side if token not in both)) for side in sides)
+    if not first or (wrong and not others):
+        side, kind = (right, "right") if not first else (wrong, "wrong")
+        raise RowError(
+            f"some token must tell a {kind} answer of {where} from the others",
+            f"{_shown(str(side[0][0]))}, which begins like them",
+            "Choose answers that part in their first tokens, none of them the beginning of another.",
+            "with answers that begin alike",
+        )
+    return shared, first, others
 
 
 def _puts_bos(tokenizer: Tokenizer, bos: str) -> bool:
@@ -177,17 +287,6 @@ def _puts_bos(tokenizer: Tokenizer, bos: str) -> bool:
             )
         return False
     return bos == "yes" or tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
-
-
-def _answer_id(tokenizer: Tokenizer, answer: str, unknown: int | None, what: str) -> int:
-    ids = continuation_ids(tokenizer, answer)
-    if len(ids) != 1 or ids[0] == unknown:
-        raise HeadcodesError(
-            f"each {what} must be exactly one known token",
-            f"{answer!r}, which is {'an unknown word' if ids == [unknown] else f'{len(ids)} tokens'}",
-            "Choose another answer, with its leading space where it has one.",
-        )
-    return ids[0]
 
 
 def _shown(text: str, width: int = 60) -> str:

@@ -189,19 +189,19 @@ def _load(cell: Cell) -> Model:
 def _capture(model: Model, cell: Cell) -> Inputs:
     from headcodes import tasks
     from headcodes.methods.inputs import Inputs
-    from headcodes.prompts.pairs import PromptPairs
-    from headcodes.prompts.tokens import tokenize
+    from headcodes.models.asked import ask
+    from headcodes.prompts.files import read_pairs
 
     if cell.prompts:
         if checksum(Path(cell.task)) != cell.prompts:
             raise HeadcodesError(
                 "a prompt file stays the same during a scan", f"{cell.task} changed", "Start the scan again."
             )
-        pairs = PromptPairs.from_json(cell.task)
+        pairs = read_pairs(cell.task)
     else:
         task = tasks.get(cell.task)
         pairs = task.build(model.tokenizer, n=cell.n_prompts, seed=cell.prompt_seed, negative=cell.negative)
-    inputs = Inputs(model, tokenize(pairs, model.tokenizer, cell.bos), cell.bos, cell.positions, cell.n_train)
+    inputs = Inputs(model, ask(model, pairs, cell.bos), cell.bos, cell.positions, cell.n_train)
     with warnings.catch_warnings():
         # A scan over many models meets many that hardly do a task; the row says so in share_right.
         warnings.simplefilter("ignore", HeadcodesWarning)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from headcodes import methods, tasks
 from headcodes.errors import HeadcodesError
 from headcodes.files import checksum
+from headcodes.prompts.tables import SUFFIXES
 from headcodes.provenance import code_checksum, library_versions
 from headcodes.seeds import parse_seeds
 
@@ -230,7 +231,7 @@ def _task_of(row: Any) -> tuple[str, str | None]:
 
 
 def _is_file(task: str) -> bool:
-    return task.endswith(".json")
+    return Path(task).suffix.lower() in SUFFIXES
 
 
 def _known(name: str, names: Any, what: str, where: str) -> str:

@@ -1,0 +1,116 @@
+"""The user's own prompts on the command line: what is said, what is kept, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headcodes import tasks
+
+Run = Callable[..., tuple[int, str, str]]
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_hf: Any, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny-llama")
+    tiny_hf("llama").save_pretrained(path)
+    tiny_tokenizer.save_pretrained(path)
+    (path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a: {% endif %}"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def table(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of ioi pairs as a spreadsheet writes it, two of its rows broken."""
+    path = tmp_path_factory.mktemp("prompts") / "mine.csv"
+    pairs = tasks.get("ioi").build(tiny_tokenizer, n=14, seed=1)
+    rows = [[pair.clean, pair.corrupt, pair.answers[0].strip(), pair.wrong_answers[0].strip()] for pair in pairs]
+    rows[3] = rows[3][:2]
+    rows[5][1] = rows[5][0]
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows([["prompt", "counterfactual", "answer", "wrong"], *rows])
+    return path
+
+
+def test_a_table_with_broken_rows(run: Run, folder: Path, table: Path, tmp_path: Path) -> None:
+    status, out, err = run("discover", "--model", folder, "--prompts", table)
+    assert (status, out) == (2, "")
+    assert "line 5 of" in err
+    assert err.count("\n") == 1
+    arguments = ["discover", "--model", folder, "--prompts", table, "--skip-bad", "--json"]
+    status, out, err = run(*arguments, "--out", tmp_path / "out")
+    assert status == 0
+    assert f"headcodes: {table}: 12 of 14 rows used" in err
+    assert "got a space in front" in err
+    assert "line 7 of" in err
+    first = json.loads(out)
+    assert first["n_prompts"] == 12
+    assert first["reading"]["left_out"] == {"of another length": 1, "identical texts": 1}
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["reading"] == first["reading"]
+    # Without opening the model again, the same is said.
+    status, out, again = run(*arguments)
+    assert status == 0
+    assert "12 of 14 rows used" in again
+    assert json.loads(out)["reading"] == first["reading"]
+    # Other options are other prompts.
+    status, out, _ = run(*arguments, "--leading-space", "no", "--whole-answers")
+    assert status == 0
+    second = json.loads(out)
+    assert second["task_check"]["positive_logit_diff"] != first["task_check"]["positive_logit_diff"]
+    assert 0 <= second["task_check"]["whole_share_right"] <= 1
+
+
+def test_negatives_and_chat(run: Run, folder: Path, table: Path) -> None:
+    arguments = ["discover", "--model", folder, "--prompts", table, "--skip-bad", "--json", "--method", "mean-diff"]
+    status, out, err = run(*arguments, "--corrupt", "shuffle", "--seed", "1")
+    assert status == 0, err
+    document = json.loads(out)
+    assert document["negative"] == "shuffle"
+    assert "the words of each prompt are put in another order" in err
+    status, out, err = run(*arguments, "--chat", "--system", "Be brief.")
+    assert status == 0, err
+    assert "system: Be brief.\\nuser: " in err
+    assert json.loads(out)["bos"] == "no"
+    assert json.loads(out)["head_scores"] != document["head_scores"]
+
+
+def test_evaluate_and_scan_take_the_same_file(run: Run, folder: Path, table: Path, tmp_path: Path) -> None:
+    status, _, err = run(
+        "discover", "--model", folder, "--prompts", table, "--skip-bad", "--out", tmp_path / "out", "--method", "dla"
+    )
+    assert status == 0, err
+    status, out, err = run(
+        "evaluate", tmp_path / "out" / "circuit.json", "--prompts", table, "--skip-bad", "--json", "--top", "4"
+    )
+    assert status == 0, err
+    assert "12 of 14 rows used" in err
+    assert json.loads(out)["circuit"]["task"] == "mine"
+    status, _, err = run("scan", "--models", folder, "--tasks", table, "--methods", "random", "--store", tmp_path / "s")
+    assert "line 5 of" in err  # a scan leaves nothing out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--columns", "clean=x"], "belong to --prompts"),
+        (["--system", "x"], "--system belongs to --chat"),
+        (["--prompts", "nowhere.csv"], "readable"),
+        (["--prompts", "{table}", "--columns", "clean=x"], "'x'"),
+        (["--prompts", "{table}", "--columns", "x"], "roles are clean"),
+        (["--prompts", "{table}", "--corrupt", "swap"], "line 5 of"),
+    ],
+)
+def test_wrong_requests_are_one_line(run: Run, folder: Path, table: Path, arguments: list[str], said: str) -> None:
+    status, out, err = run("discover", "--model", folder, *[word.format(table=table) for word in arguments])
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
