@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from headcodes import methods
-from headcodes.activations.packing import Positions
 from headcodes.circuit.agreement import SeedScores
 from headcodes.codes.encode import resolve_backend
 from headcodes.errors import HeadcodesError, HeadcodesWarning
@@ -22,14 +21,14 @@ from headcodes.models.devices import torch_threads
 from headcodes.prompts.pairs import PromptPairs
 from headcodes.provenance import versions
 from headcodes.result import Result
-from headcodes.seeds import check_seeds
+from headcodes.settings import SETTINGS, Bos, Positions, Settings, check_seeds
 
 if TYPE_CHECKING:
     from headcodes.interventions.verify import Verification
-    from headcodes.methods import Level
     from headcodes.methods.findings import Findings
     from headcodes.models.model import Model
     from headcodes.overlap.significance import PairSignificance, Significance
+    from headcodes.settings import Level
 
 
 # Pairs that `verify` patches: enough for intervals of a tenth of the large effects (docs/recipe.md).
@@ -44,9 +43,9 @@ def discover(
     level: Level = "node",
     seed: int = 0,
     seeds: Sequence[int] | None = None,
-    n_train: int = 10,
+    n_train: int = Settings.n_train,
     positions: Positions = "mean",
-    bos: str = "auto",
+    bos: Bos = "auto",
     backend: str = "auto",
     threads: int | None = None,
     fdr: float | None = None,
@@ -81,7 +80,8 @@ def discover(
     """
     with torch_threads(threads):
         tokens = ask(model, pairs, bos)
-        inputs = Inputs(model, tokens, bos, positions, n_train, backend)
+        settings = Settings(bos=bos, positions=positions, n_train=n_train)
+        inputs = Inputs(model, tokens, settings, backend)
         return explain(inputs, method, level=level, seed=seed, seeds=seeds, fdr=fdr, verify=verify)
 
 
@@ -149,21 +149,24 @@ def explain(
     stages |= findings.timings_s
     stages["capture"] += inputs.capture_s  # some methods run the model themselves
     elapsed_s = time.perf_counter() - start + captured_before_s
+    positions = inputs.settings.positions
+    settings: dict[str, Any] = {name: getattr(inputs.settings, name) for name in SETTINGS} | {
+        "model": inputs.model.name,
+        "revision": inputs.model.revision,
+        "method": method,
+        "level": level,
+        "seed": seed,
+        "positions": positions if isinstance(positions, str) else "given",
+        "device": str(inputs.model.device),
+        "dtype": str(inputs.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
     return Result(
-        model=inputs.model.name,
-        revision=inputs.model.revision,
+        **settings,
         d_model=inputs.model.d_model,
         parallel_attn_mlp=inputs.model.parallel_attn_mlp,
         pairs=inputs.tokens.pairs,
-        method=method,
-        level=level,
-        seed=seed,
-        bos=inputs.bos,
         bos_added=inputs.tokens.bos,
-        positions=inputs.positions if isinstance(inputs.positions, str) else "given",
-        n_train=inputs.n_train,
-        dtype=str(inputs.model.dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
         backend=resolve_backend(inputs.backend, inputs.model.device),
         task_check=task_check,
         findings=findings,
@@ -200,7 +203,7 @@ def _permutation_tests(
     if not len(positive):
         raise HeadcodesError(
             "a permutation test needs pairs that did not train the autoencoder",
-            f"n_train={inputs.n_train} with {len(inputs.tokens)} pairs",
+            f"n_train={inputs.settings.n_train} with {len(inputs.tokens)} pairs",
             "Give more pairs, or train on fewer prompts.",
         )
     with findings.timed("test"):

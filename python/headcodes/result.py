@@ -14,6 +14,7 @@ import numpy as np
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.files import atomic_write
+from headcodes.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int32
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from headcodes.circuit.agreement import SeedScores
     from headcodes.codes.sae import SparseAutoencoder
     from headcodes.interventions.verify import Verification
-    from headcodes.methods import Level
     from headcodes.methods.findings import Findings
     from headcodes.models.model import Model
     from headcodes.overlap.significance import PairSignificance, Significance
@@ -37,16 +37,14 @@ SCHEMA = 1
 _N_PAIRS_IN_JSON = 1000
 
 
-@dataclass(frozen=True)
-class Result:
-    """What ``discover`` returns.
+@dataclass(frozen=True, kw_only=True)
+class Result(Settings):
+    """What ``discover`` returns: the settings of the run, "auto" resolved where it is known, and what was found.
 
     Attributes:
         pairs: the prompts, as they were given.
-        bos: what was asked for: "auto", "yes" or "no"; ``bos_added`` says what that meant.
+        bos_added: whether a BOS token was put in front.
         seed: of everything that was drawn; where there are several, of what was not drawn by the method.
-        positions: "mean", "last", or "given" where the caller named the positions of every prompt.
-        n_train: prompts the autoencoder of a code method is trained on, as asked for.
         task_check: whether the model does the task at all.
         timings_s: seconds for import, load, capture, train, encode, overlap, and in total; and of whatever else ran.
         fdr: level of the filter that was asked for: heads whose codes differ between the sides by more than chance,
@@ -57,20 +55,10 @@ class Result:
             autoencoder the first seed's.
     """
 
-    model: str
-    revision: str | None
     d_model: int
     parallel_attn_mlp: bool
     pairs: PromptPairs
-    method: str
-    level: Level
-    seed: int
-    bos: str
     bos_added: bool
-    positions: str
-    n_train: int
-    dtype: str
-    threads: int
     backend: str
     task_check: TaskCheck
     findings: Findings
@@ -81,6 +69,12 @@ class Result:
     pair_tests: PairSignificance | None = None
     verification: Verification | None = None
     by_seed: SeedScores | None = None
+
+    def __post_init__(self) -> None:
+        # Bounds are those of what can be asked for: a model of the caller's own may have another dtype.
+        of_pairs = {"task": self.pairs.task, "negative": self.pairs.negative, "n_prompts": len(self.pairs)}
+        for name, value in of_pairs.items():
+            object.__setattr__(self, name, value)
 
     @property
     def head_scores(self) -> Float[np.ndarray, "n_layers n_heads"]:
@@ -137,7 +131,7 @@ class Result:
             d_model=self.d_model,
             parallel_attn_mlp=self.parallel_attn_mlp,
             model=self.model,
-            task=self.pairs.task,
+            task=self.task,
             method=self.method,
         )
         # Magnitudes, as those of heads are. What is no head is scored, never chosen: it always stays.
@@ -152,21 +146,9 @@ class Result:
         """Return the object that ``--json`` prints (docs/result-json.md)."""
         document: dict[str, Any] = {
             "schema": SCHEMA,
-            "model": self.model,
-            "revision": self.revision,
-            "task": self.pairs.task,
-            "negative": self.pairs.negative,
-            "method": self.method,
-            "level": self.level,
-            "seed": self.seed,
-            "bos": self.bos,
+            **{name: getattr(self, name) for name in SETTINGS if name != "device"},
             "bos_added": self.bos_added,
-            "positions": self.positions,
-            "n_prompts": len(self.pairs),
             **({} if self.pairs.reading is None else {"reading": self.pairs.reading.as_dict()}),
-            "n_train": self.n_train,
-            "dtype": self.dtype,
-            "threads": self.threads,
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,
             "components": self.components,

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from headcodes import __version__
 from headcodes.activations.capture import HeadActivations, capture
-from headcodes.activations.packing import Positions
 from headcodes.files import atomic_write, cache_dir, checksum
 from headcodes.models.model import Model
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.rows import LeftOut, Reading
 from headcodes.prompts.tokens import TokenPairs
 from headcodes.provenance import code_checksum
+from headcodes.settings import Positions
 
 if TYPE_CHECKING:
     from headcodes.models.sources import Source

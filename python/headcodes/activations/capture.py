@@ -12,7 +12,6 @@ from torch import Tensor
 from headcodes.activations.packing import (
     DEFAULT_BATCH_BYTES,
     DEFAULT_GPU_BATCH_BYTES,
-    Positions,
     bytes_per_token,
     cut,
     pack,
@@ -23,6 +22,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.models.hooks import as_found, capture_inputs
 from headcodes.models.model import Model
 from headcodes.progress import progress
+from headcodes.settings import Positions
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from headcodes.models.model import Model
+from headcodes.settings import Positions
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
 # Enough to fill the device's arithmetic; more only pushes intermediates out of a CPU's caches.
-# Which of a prompt's positions are averaged: all, the last, or those of a list a prompt.
-Positions = Literal["mean", "last"] | Sequence[Sequence[int]]
-
 DEFAULT_BATCH_BYTES = 1 << 26
 DEFAULT_GPU_BATCH_BYTES = 1 << 30
 # From so many tokens on, products run at a CPU's full speed.

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from headcodes.errors import HeadcodesError
 if TYPE_CHECKING:
     from headcodes.models.model import Model
 
+from headcodes.cli import options
 from headcodes.cli.prompts import (
     Asked,
     Chat,
@@ -28,10 +29,11 @@ from headcodes.cli.prompts import (
 )
 from headcodes.cli.started import STARTED
 from headcodes.cli.table import table
+from headcodes.settings import Settings, parse_seeds
 
 
 def discover(
-    model: Annotated[str, typer.Option(help="Hub name, local folder, .gguf file, or smollm2-135m.")] = "smollm2-135m",
+    model: Annotated[str, typer.Option(help="Hub name, local folder, .gguf file, or smollm2-135m.")] = Settings.model,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     task: Annotated[str | None, typer.Option(help="A built-in task (headcodes tasks).  [default: ioi]")] = None,
     negative: Annotated[str | None, typer.Option(help="Which of the task's negatives; its first by default.")] = None,
@@ -45,11 +47,11 @@ def discover(
     whole_answers: Annotated[
         bool, typer.Option("--whole-answers", help="Judge answers of several tokens as whole sequences too.")
     ] = False,
-    method: Annotated[str, typer.Option(help="How heads are scored (headcodes methods).")] = "default",
-    level: Annotated[Literal["node", "edge"], typer.Option(help="Score heads, or pairs of heads too.")] = "node",
-    n_prompts: Annotated[int, typer.Option(min=1, help="Pairs to build from the task.")] = 250,
-    n_train: Annotated[int, typer.Option(min=1, help="Prompts to train the autoencoder on.")] = 10,
-    positions: Annotated[Literal["mean", "last"], typer.Option(help="Which positions of a prompt count.")] = "mean",
+    method: Annotated[str, typer.Option(help="How heads are scored (headcodes methods).")] = Settings.method,
+    level: options.Level = "node",
+    n_prompts: options.NPrompts = Settings.n_prompts,
+    n_train: options.NTrain = Settings.n_train,
+    positions: options.Positions = "mean",
     top: Annotated[int, typer.Option(min=1, help="Heads, and pairs, in the circuit.")] = 20,
     fdr: Annotated[
         float | None,
@@ -60,10 +62,10 @@ def discover(
     seeds: Annotated[
         str | None, typer.Option(help='Seeds of the method, "0-9" or "0,3": their mean, spread and consensus.')
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto (bf16 where it is fast), float32, bfloat16, float16.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
-    bos: Annotated[Literal["auto", "yes", "no"], typer.Option(help="auto: as the tokenizer does by itself.")] = "auto",
+    device: options.Device = Settings.device,
+    dtype: options.Dtype = Settings.dtype,
+    threads: options.Threads = None,
+    bos: options.Bos = "auto",
     projection: Annotated[
         str | None, typer.Option(help="Output projection of an unknown family: path.{layer}.o_proj")
     ] = None,
@@ -81,7 +83,6 @@ def discover(
     from headcodes.models.devices import choose_device, choose_dtype, torch_threads
     from headcodes.models.load import load_model
     from headcodes.models.sources import resolve
-    from headcodes.seeds import parse_seeds
 
     if task is not None and prompts is not None:
         raise HeadcodesError("either --task or --prompts is given", "both", "Leave one out.")
@@ -99,11 +100,12 @@ def discover(
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
         asked = wanted.key({"task": chosen.id, "negative": negative, "n": n_prompts, "seed": seed})
-        settings: dict[str, Any] = {"bos": bos, "positions": positions, "projection": projection}
+        settings = Settings(bos=bos, positions=positions, n_train=n_train)
         request = None
         if asked is not None:
+            follows: dict[str, Any] = {"bos": bos, "positions": positions, "projection": projection}
             request = activation_cache.request_key(
-                resolve(model, revision), asked, device=where, dtype=precision, **settings
+                resolve(model, revision), asked, device=where, dtype=precision, **follows
             )
 
         def load() -> Model:
@@ -111,13 +113,13 @@ def discover(
 
         recalled = activation_cache.recall(request, where, load) if cache and request is not None else None
         if recalled is not None:
-            inputs = Inputs(recalled.model, recalled.tokens, bos, positions, n_train, cache=True)
+            inputs = Inputs(recalled.model, recalled.tokens, settings, cache=True)
         else:
             loaded = load()
             if pairs is None:
                 pairs = chosen.build(loaded.tokenizer, n=n_prompts, seed=seed, negative=negative)
             tokens = wanted.ask(loaded, pairs, bos, seed)
-            inputs = Inputs(loaded, tokens, bos, positions, n_train, cache=cache, request=request)
+            inputs = Inputs(loaded, tokens, settings, cache=cache, request=request)
         state(inputs.tokens.pairs)
         if whole_answers:
             inputs.whole_answers = whole_answer_differences(inputs.model, inputs.tokens)

@@ -8,25 +8,27 @@ from typing import Annotated, Literal
 
 import typer
 
+from headcodes.cli import options
+from headcodes.settings import Settings
+
 
 def scan(
+    context: typer.Context,
     plan: Annotated[Path | None, typer.Argument(help="A plan file (docs/scan.md), instead of the lists below.")] = None,
     store: Annotated[Path, typer.Option(help="Folder of finished cells; a stopped scan goes on there.")] = Path("scan"),
     models: Annotated[str, typer.Option(help="Models, parted by commas; name@revision for a checkpoint.")] = "",
-    tasks: Annotated[
-        str | None, typer.Option(help="Tasks (task:negative too) or prompt files, parted by commas.  [default: ioi]")
-    ] = None,
-    methods: Annotated[str | None, typer.Option(help="Methods, parted by commas.  [default: default]")] = None,
-    seeds: Annotated[str | None, typer.Option(help='Seeds of the methods: "0-9" or "0,3".  [default: 0]')] = None,
-    level: Annotated[Literal["node", "edge"] | None, typer.Option(help="What methods score.  [default: node]")] = None,
-    n_prompts: Annotated[int | None, typer.Option(min=1, help="Pairs to build from a task.  [default: 250]")] = None,
-    prompt_seed: Annotated[int | None, typer.Option(min=0, help="Of the prompts, for all seeds.  [default: 0]")] = None,
-    n_train: Annotated[int | None, typer.Option(min=1, help="Prompts to train on.  [default: 10]")] = None,
-    positions: Annotated[Literal["mean", "last"] | None, typer.Option(help="Which positions count.")] = None,
-    bos: Annotated[Literal["auto", "yes", "no"] | None, typer.Option(help="As for discover.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of one cell.  [default: 1]")] = None,
+    tasks: Annotated[str, typer.Option(help="Tasks (task:negative too) or prompt files, parted by commas.")] = "ioi",
+    methods: Annotated[str, typer.Option(help="Methods, parted by commas.")] = "default",
+    seeds: Annotated[str, typer.Option(help='Seeds of the methods: "0-9" or "0,3".')] = "0",
+    level: options.Level = "node",
+    n_prompts: options.NPrompts = Settings.n_prompts,
+    prompt_seed: Annotated[int, typer.Option(min=0, help="Of the prompts, for all seeds.")] = 0,
+    n_train: options.NTrain = Settings.n_train,
+    positions: options.Positions = "mean",
+    bos: options.Bos = "auto",
+    device: options.Device = Settings.device,
+    dtype: options.Dtype = Settings.dtype,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of one cell.")] = Settings.threads,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Cells at once; by default one a GPU, or one.")] = None,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; else one is started here.")] = None,
@@ -37,20 +39,11 @@ def scan(
 ) -> None:
     """Do many models, tasks, methods and seeds; a stopped scan goes on where it stopped."""
     from headcodes.scan import command
+    from headcodes.scan.plan import PLAN_SETTINGS
 
-    settings = {
-        "level": level,
-        "n_prompts": n_prompts,
-        "prompt_seed": prompt_seed,
-        "n_train": n_train,
-        "positions": positions,
-        "bos": bos,
-        "device": device,
-        "dtype": dtype,
-        "threads": threads,
-    }
-    lists = {"models": models or None, "tasks": tasks, "methods": methods, "seeds": seeds}
-    chosen = command.read_plan(plan, lists, {name: value for name, value in settings.items() if value is not None})
+    sources = {name: context.get_parameter_source(name) for name in (*command.LISTS, *PLAN_SETTINGS)}
+    given = {name: context.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    chosen = command.read_plan(plan, given)
     if dry_run:
         command.dry_run(chosen, store, engine=engine, retry_failed=retry_failed, as_json=json_lines)
         return

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from headcodes.errors import HeadcodesError
 from headcodes.methods.base import Cost as Cost
-from headcodes.methods.base import Level as Level
 from headcodes.methods.base import Method as Method
+from headcodes.settings import Level as Level
 
 _ONEILL = "O'Neill & Bui 2024, arXiv 2405.12522"
 

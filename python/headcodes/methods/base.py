@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 from headcodes.errors import HeadcodesError
+from headcodes.settings import Level
 
 if TYPE_CHECKING:
     from headcodes.methods.findings import Findings
     from headcodes.methods.inputs import Inputs
 
-Level = Literal["node", "edge"]
 Cost = Literal["forward", "backward", "ablation", "none"]
 
 

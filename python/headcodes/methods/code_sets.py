@@ -31,7 +31,7 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
     if name == "default" and inputs.model.dtype == torch.bfloat16:
         # Half the time at the same loss where the device computes in it; the published recipes stay in fp32.
         recipe = replace(recipe, config=replace(recipe.config, dtype=torch.bfloat16))
-    coded = make_codes(activations, recipe, seeds, inputs.n_train, inputs.backend, found[0].timed)
+    coded = make_codes(activations, recipe, seeds, inputs.settings.n_train, inputs.backend, found[0].timed)
     for findings, each in zip(found, coded, strict=True):
         findings.take_codes(each)
         _count(findings, recipe, each.trained, inputs, level)

@@ -63,7 +63,7 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
     activations = HeadActivations(
         z.to(model.device), model.W_O.flatten(0, 1), model.n_layers, model.n_heads, positions="mean"
     )
-    coded = make_codes(activations, RECIPE, seeds, inputs.n_train, inputs.backend, found[0].timed)
+    coded = make_codes(activations, RECIPE, seeds, inputs.settings.n_train, inputs.backend, found[0].timed)
     for findings, each in zip(found, coded, strict=True):
         findings.take_codes(each)
         assert findings.codes is not None

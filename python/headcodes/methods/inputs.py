@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from headcodes.activations.capture import HeadActivations, capture
-from headcodes.activations.packing import Positions
-from headcodes.errors import HeadcodesError
 from headcodes.prompts.task_check import TaskCheck, check_task, logit_differences
+from headcodes.settings import Settings
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -31,10 +30,7 @@ class Inputs:
     prompts cost one forward pass.
 
     Attributes:
-        bos: what was asked for: "auto", "yes" or "no".
-        positions: "mean" (over all of a prompt's positions), "last", or the positions to average: a list a prompt,
-            all clean prompts, then all corrupted ones.
-        n_train: prompts that the autoencoder of a code method is trained on.
+        settings: what was asked for; of it ``bos``, ``positions`` and ``n_train`` are taken from here.
         backend: of the encoder: "auto", "torch" or "triton".
         cache: whether activations are looked for, and kept, in the cache folder (``headcodes.activations.cache``).
         request: the cache's key of the request that these inputs answer, under which they can be found again.
@@ -45,24 +41,12 @@ class Inputs:
 
     model: Model
     tokens: TokenPairs
-    bos: str = "auto"
-    positions: Positions = "mean"
-    n_train: int = 10
+    settings: Settings = field(default_factory=Settings)
     backend: str = "auto"
     cache: bool = False
     request: str | None = None
     capture_s: float = field(default=0.0, init=False)
     whole_answers: Float[np.ndarray, " n_pairs"] | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        if self.n_train < 1:
-            raise HeadcodesError(
-                "n_train must be at least 1", str(self.n_train), "The published method takes 5 to 10 prompts."
-            )
-        if isinstance(self.positions, str) and self.positions not in ("mean", "last"):
-            raise HeadcodesError(
-                'positions are "mean", "last" or a list of positions a prompt', repr(self.positions), 'Use "mean".'
-            )
 
     @property
     def threads(self) -> int:
@@ -75,12 +59,15 @@ class Inputs:
         if self.cache:
             from headcodes.activations import cache as activation_cache
 
-            captured = activation_cache.captured(self.model, self.tokens, self.positions, request=self.request)
+            captured = activation_cache.captured(self.model, self.tokens, self.settings.positions, request=self.request)
             self.capture_s = time.perf_counter() - start
             return captured
         tokens = self.tokens
         activations, logits = capture(
-            self.model, tokens.clean + tokens.corrupt, positions=self.positions, answer_ids=tokens.scored_ids * 2
+            self.model,
+            tokens.clean + tokens.corrupt,
+            positions=self.settings.positions,
+            answer_ids=tokens.scored_ids * 2,
         )
         assert logits is not None
         self.capture_s = time.perf_counter() - start

@@ -17,33 +17,25 @@ from headcodes.report.attention import load_attention
 from headcodes.report.curves import curves_of_evaluation, published_curves
 from headcodes.report.records import ARRAYS, RunRecord
 from headcodes.report.stores import read_store
-from headcodes.seeds import check_seeds
+from headcodes.settings import SETTINGS, check_seeds
 
-_NUMBER, _TEXT = (int, float), (str,)
-_REQUIRED: dict[str, tuple[type, ...]] = {
-    "model": _TEXT,
-    "task": _TEXT,
-    "negative": _TEXT,
-    "method": _TEXT,
-    "level": _TEXT,
-    "seed": (int,),
+_NUMBER = (int, float)
+# What result.json must hold; the rest may be missing, or null.
+_REQUIRED = frozenset(
+    {"model", "task", "negative", "method", "level", "seed", "n_layers", "n_heads", "head_scores", "circuit"}
+    | {"task_check", "timings_s", "versions"}
+)
+_KINDS: dict[str, tuple[type, ...]] = {
+    **{name: (kind,) for name, kind in SETTINGS.items()},
+    "bos_added": (bool,),
     "n_layers": (int,),
     "n_heads": (int,),
     "head_scores": (list,),
     "circuit": (dict,),
     "task_check": (dict,),
+    "dead_share": _NUMBER,
     "timings_s": (dict,),
     "versions": (dict,),
-}
-# Each of these may be missing, or null.
-_OPTIONAL: dict[str, tuple[type, ...]] = {
-    "revision": _TEXT,
-    "dtype": _TEXT,
-    "positions": _TEXT,
-    "bos_added": (bool,),
-    "n_prompts": (int,),
-    "n_train": (int,),
-    "dead_share": _NUMBER,
 }
 
 
@@ -128,13 +120,13 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
 def _check(document: Any, path: Path) -> None:
     if not isinstance(document, dict):
         raise HeadcodesError(f"{path} holds a JSON object", type(document).__name__, "Write the run again.")
-    for name, kinds in (_REQUIRED | _OPTIONAL).items():
+    for name, types in _KINDS.items():
         value = document.get(name)
-        if value is None and name in _OPTIONAL:
+        if value is None and name not in _REQUIRED:
             continue
         # bool is an int to Python, never to a reader of the file.
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            kind = " or ".join(kind.__name__ for kind in kinds)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            kind = " or ".join(kind.__name__ for kind in types)
             raise HeadcodesError(f"'{name}' of {path} is a {kind}", repr(value)[:80], "Write the run again.")
     for name in ("task_check", "timings_s"):
         for key, value in document[name].items():

@@ -14,6 +14,7 @@ from headcodes.graph import parse_head
 from headcodes.prompts.pairs import PromptPairs
 from headcodes.report.attention import AttentionPattern
 from headcodes.report.curve_figures import Curve
+from headcodes.settings import SETTINGS
 
 # What a reader is told of several seeds: of heads and of pairs.
 SEED_LABELS = ("spread", "consensus")
@@ -75,18 +76,7 @@ class RunRecord:
     @property
     def group(self) -> tuple[Any, ...]:
         """What runs share that differ in nothing but their seed."""
-        names = (
-            "model",
-            "revision",
-            "task",
-            "negative",
-            "method",
-            "level",
-            "positions",
-            "n_train",
-            "n_prompts",
-            "dtype",
-        )
+        names = [name for name in SETTINGS if name != "seed"]
         return *(self.document.get(name) for name in names), *self.document.get("seeds", ())
 
     @property

@@ -13,6 +13,7 @@ from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
 from headcodes.report.curves import published_curves
 from headcodes.report.records import RunRecord, option_words
+from headcodes.settings import SETTINGS, SHARED
 
 
 def read_store(folder: Path | str, top: int = 20) -> list[RunRecord]:
@@ -75,11 +76,7 @@ def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
     )
 
 
-_FROM_ROW = (
-    *("model", "revision", "task", "method", "seed", "level", "n_prompts", "prompt_seed", "n_train", "positions"),
-    *("bos", "bos_added", "dtype", "device", "threads", "backend"),
-    *("n_layers", "n_heads", "mention_scores", "dead_share"),
-)
+_FROM_ROW = {*SETTINGS, "prompt_seed", "bos_added", "backend", "n_layers", "n_heads", "mention_scores", "dead_share"}
 
 
 def _scan_command(row: Mapping[str, Any]) -> str:
@@ -89,10 +86,12 @@ def _scan_command(row: Mapping[str, Any]) -> str:
     task = row["task"] if row["prompts"] or not row["negative"] else f"{row['task']}:{row['negative']}"
     lists = {"models": model, "tasks": task, "methods": row["method"], "seeds": row["seed"]}
     words = ["headcodes", "scan", *option_words(lists, *lists)]
-    words += option_words(
-        row, "level", "n_prompts", "prompt_seed", "n_train", "positions", "bos", "device", "dtype", "threads"
-    )
+    words += option_words(row, *SHARED, "prompt_seed")
     return shlex.join(map(str, [*words, "--store", "store"]))
+
+
+# Of the settings that cells share, those that are not of the prompts alone.
+_OF_A_RUN = tuple(name for name in SHARED if name != "n_prompts")
 
 
 def _page_command(row: Mapping[str, Any]) -> str:
@@ -103,13 +102,11 @@ def _page_command(row: Mapping[str, Any]) -> str:
             words += ["--prompts", row["task"]]
         else:
             words += option_words({**row, "negative": row["negative"] or None}, "task", "negative", "n_prompts")
-        words += option_words(
-            row, "method", "level", "n_train", "positions", "seed", "bos", "device", "dtype", "threads"
-        )
+        words += option_words(row, "method", "seed", *_OF_A_RUN)
         return shlex.join(map(str, [*words, "--out", "cell"]))
     # `discover --seed` is of prompts and method at once; a scan keeps the two apart.
     build = {"n": row["n_prompts"], "seed": row["prompt_seed"], "negative": row["negative"]}
-    run = {name: row[name] for name in ("method", "level", "seed", "n_train", "positions", "bos", "threads")}
+    run = {name: row[name] for name in ("method", "seed", *_OF_A_RUN) if name not in ("device", "dtype")}
 
     def written(values: Mapping[str, Any]) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not None)

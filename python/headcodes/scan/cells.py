@@ -38,8 +38,7 @@ def model_of(cell: Cell) -> tuple[object, ...]:
 
 def group_of(cell: Cell) -> tuple[object, ...]:
     """Return what cells share that can use one capture."""
-    prompts = cell.task, cell.negative, cell.prompts, cell.n_prompts, cell.prompt_seed
-    return *model_of(cell), *prompts, cell.positions, cell.bos, cell.n_train, cell.threads
+    return *model_of(cell), *(value for name, value in vars(cell).items() if name not in ("method", "level", "seed"))
 
 
 class Queue:
@@ -201,7 +200,7 @@ def _capture(model: Model, cell: Cell) -> Inputs:
     else:
         task = tasks.get(cell.task)
         pairs = task.build(model.tokenizer, n=cell.n_prompts, seed=cell.prompt_seed, negative=cell.negative)
-    inputs = Inputs(model, ask(model, pairs, cell.bos), cell.bos, cell.positions, cell.n_train)
+    inputs = Inputs(model, ask(model, pairs, cell.bos), cell)
     with warnings.catch_warnings():
         # A scan over many models meets many that hardly do a task; the row says so in share_right.
         warnings.simplefilter("ignore", HeadcodesWarning)
@@ -223,9 +222,8 @@ def _said(error: Exception) -> str:
 
 def row_of(identity: str, cell: Cell, **found: Any) -> dict[str, Any]:
     """Return a row of the store: a cell's settings, where it was done, and what was found."""
-    settings = {name: getattr(cell, name) for name in cell.__slots__}
     place = {"host": socket.gethostname(), "peak_memory_bytes": _peak_memory_bytes(cell.device)}
-    return {"identity": identity} | settings | place | found
+    return {"identity": identity} | vars(cell) | place | found
 
 
 def failed(identity: str, cell: Cell, error: str) -> dict[str, Any]:

@@ -15,32 +15,31 @@ from headcodes.scan.plan import Plan
 from headcodes.scan.progress import json_line, progress_of
 from headcodes.scan.run import Engine, run, survey
 
+# What a plan is the product of, as the command line names it, with what stands for a list left out.
+LISTS = {"models": "", "tasks": "ioi", "methods": "default", "seeds": "0"}
 
-def read_plan(file: Path | None, lists: Mapping[str, str | None], settings: Mapping[str, Any]) -> Plan:
-    """Return the plan of a file, or of the command line's lists and settings.
+
+def read_plan(file: Path | None, given: Mapping[str, Any]) -> Plan:
+    """Return the plan of a file, or of the lists and settings that were given on the command line.
 
     Raises:
         HeadcodesError: both are given, or neither; the plan is faulty.
     """
-    given = [name for name, value in {**lists, **settings}.items() if value is not None]
     if file is not None:
         if given:
             names = ", ".join("--" + name.replace("_", "-") for name in given)
             raise HeadcodesError("a plan file says all that a plan says", f"{names} beside {file}", "Put it there.")
         return Plan.from_yaml(file)
-    if lists["models"] is None:
+    if not given.get("models"):
         raise HeadcodesError("a scan has a plan", "neither a plan file nor --models", "Give one of them.")
-    return Plan.from_lists(
-        lists["models"], lists["tasks"] or "ioi", lists["methods"] or "default", lists["seeds"] or "0", **settings
-    )
+    return Plan.from_lists(**{**LISTS, **given})
 
 
 def dry_run(plan: Plan, store: Path, *, engine: Engine, retry_failed: bool, as_json: bool) -> None:
     """Print the cells that are left on standard output, and what they may take on standard error."""
     work = survey(plan, store, engine=engine, retry_failed=retry_failed)
     for identity, cell in work.jobs:
-        settings = {name: getattr(cell, name) for name in cell.__slots__}
-        print(json.dumps({"identity": identity} | settings) if as_json else f"{identity}  {cell.label}")
+        print(json.dumps({"identity": identity} | vars(cell)) if as_json else f"{identity}  {cell.label}")
     failed = f", {work.n_failed} failed before" if work.n_failed else ""
     print(f"headcodes: {len(work.jobs)} of {work.n_cells} cells to do{failed}", file=sys.stderr)
     for line in estimate(work.jobs, store).lines():

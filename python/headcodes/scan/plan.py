@@ -5,51 +5,32 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 from headcodes import methods, tasks
 from headcodes.errors import HeadcodesError
 from headcodes.files import checksum
 from headcodes.prompts.tables import SUFFIXES
 from headcodes.provenance import code_checksum, library_versions
-from headcodes.seeds import parse_seeds
-
-if TYPE_CHECKING:
-    from headcodes.methods import Level
+from headcodes.settings import SHARED, Settings, SharedSettings, json_schema, parse_seeds
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+@dataclass(frozen=True, kw_only=True)
+class Cell(Settings):
     """One run of a scan: a method with a seed on a model and a set of prompts.
 
     Attributes:
-        model, revision: as ``load_model`` takes them.
         task, negative: of a built-in task; the task of a prompt file is its path, and it has no negative here.
         prompts: checksum of the prompt file, "" for a built-in task.
-        seed: the method's. Prompts come from ``prompt_seed``, so that all seeds share them.
+        prompt_seed: of the prompts: all seeds of a method share them.
         dtype: never "auto": what auto stood for is part of what a cell is.
     """
 
-    model: str
-    revision: str | None
-    task: str
-    negative: str | None
-    prompts: str
-    method: str
-    seed: int
-    level: Level
-    n_prompts: int
-    prompt_seed: int
-    n_train: int
-    positions: Literal["mean", "last"]
-    bos: Literal["auto", "yes", "no"]
-    device: str
-    dtype: str
-    threads: int
+    prompts: str = ""
+    prompt_seed: int = field(default=0, metadata={"minimum": 0})
 
     def identity(self) -> str:
         """Return 32 hexadecimal digits that differ as soon as settings, model, prompts, code or libraries differ."""
@@ -63,31 +44,24 @@ class Cell:
         return f"{model} {self.task} {self.method} seed {self.seed}"
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Plan(SharedSettings):
     """Every combination of models, tasks, methods and seeds.
 
     Attributes:
         models: (source, revision) pairs.
         tasks: (task id, negative) pairs, or (path of a prompt file, None).
-        threads: CPU threads a cell may use; results depend on the number, so it is part of a cell.
+        prompt_seed: of the prompts, for all seeds.
     """
 
     models: tuple[tuple[str, str | None], ...]
     tasks: tuple[tuple[str, str | None], ...] = (("ioi", None),)
     methods: tuple[str, ...] = ("default",)
     seeds: tuple[int, ...] = (0,)
-    level: Level = "node"
-    n_prompts: int = 250
-    prompt_seed: int = 0
-    n_train: int = 10
-    positions: Literal["mean", "last"] = "mean"
-    bos: Literal["auto", "yes", "no"] = "auto"
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int = 1
+    prompt_seed: int = field(default=0, metadata={"minimum": 0})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.methods:
             method = _known(name, methods.METHODS, "method", "headcodes methods")
             if self.level not in methods.get(method).levels:
@@ -115,7 +89,7 @@ class Plan:
         for model, revision in plan.models:
             # A planted model is exact in float32; load_model takes that for "auto" too.
             exact = self.dtype == "auto" and model.startswith("planted-")
-            settings = {name: getattr(plan, name) for name in _SETTINGS} | ({"dtype": "float32"} if exact else {})
+            settings = {name: getattr(plan, name) for name in PLAN_SETTINGS} | ({"dtype": "float32"} if exact else {})
             for task, named in plan.tasks:
                 prompts = checksum(Path(task)) if _is_file(task) else ""
                 negative = None if prompts else named or tasks.get(task).negatives[0]
@@ -144,7 +118,7 @@ class Plan:
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> Plan:
-        """Read a plan file; ``plan.schema.json`` beside this module is its schema.
+        """Read a plan file (docs/scan.md); ``plan_schema`` is what it follows.
 
         Raises:
             HeadcodesError: the file cannot be read or does not follow the schema; the message names the line.
@@ -162,8 +136,8 @@ class Plan:
         except yaml.YAMLError as error:
             raise HeadcodesError("a plan file is YAML", f"{path}: {error}", "Mend the line it names.") from error
         _refuse_twice(root, path)
-        schema = json.loads(resources.files("headcodes.scan").joinpath("plan.schema.json").read_text(encoding="utf-8"))
-        found = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(data))
+        validator = jsonschema.Draft202012Validator(plan_schema())
+        found = jsonschema.exceptions.best_match(validator.iter_errors(data))
         if found is not None:
             raise _schema_error(found, root, path)
         try:
@@ -172,7 +146,7 @@ class Plan:
                 tasks=tuple(_task_of(row) for row in data.get("tasks", ["ioi"])),
                 methods=tuple(data.get("methods", ["default"])),
                 seeds=tuple(parse_seeds(data.get("seeds", "0"))),
-                **{name: data[name] for name in _SETTINGS if name in data},
+                **{name: data[name] for name in PLAN_SETTINGS if name in data},
             )
         except HeadcodesError as error:
             lines = (n for n, line in enumerate(text.splitlines(), start=1) if error.got.strip("'\"") in line)
@@ -212,7 +186,35 @@ class Plan:
         )
 
 
-_SETTINGS = ("level", "n_prompts", "prompt_seed", "n_train", "positions", "bos", "device", "dtype", "threads")
+# What all cells of a plan share, as plan files and command lines name it.
+PLAN_SETTINGS = (*SHARED, "prompt_seed")
+
+
+def plan_schema() -> dict[str, Any]:
+    """Return the JSON schema of plan files."""
+    text = {"type": "string", "minLength": 1}
+
+    def some(item: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "array", "minItems": 1, "items": item}
+
+    def one(**properties: Any) -> dict[str, Any]:
+        return {"type": "object", "additionalProperties": False, "properties": properties}
+
+    model = one(source=text, revisions=some(text)) | {"required": ["source"]}
+    prompts = one(id={"type": "string"}, negative={"type": "string"}, prompts=text)
+    seeds = {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "headcodes scan plan",
+        "required": ["models"],
+        **one(
+            models=some({"anyOf": [text, model]}),
+            tasks=some({"anyOf": [text, prompts | {"oneOf": [{"required": ["id"]}, {"required": ["prompts"]}]}]}),
+            methods=some({"type": "string"}),
+            seeds={"anyOf": [seeds, some({"type": "integer", "minimum": 0})]},
+            **{name: rule for name, rule in json_schema(Plan).items() if name in PLAN_SETTINGS},
+        ),
+    }
 
 
 def _models_of(rows: list[Any]) -> Iterator[tuple[str, str | None]]:

@@ -22,35 +22,24 @@ import pyarrow.parquet as pq
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.files import atomic_write, checksum
+from headcodes.settings import SETTINGS
 
 # A temporary file this old has lost its writer.
 _LEFTOVER_S = 24 * 3600
 # What reading a damaged file may raise.
 DAMAGE = (OSError, ValueError, KeyError, pa.ArrowException)
 
+_TYPES = {str: pa.string(), int: pa.int64()}
 SCHEMA = pa.schema(
     [
         ("identity", pa.string()),
         ("status", pa.string()),
         ("error", pa.string()),
-        ("model", pa.string()),
-        ("revision", pa.string()),
-        ("task", pa.string()),
-        ("negative", pa.string()),
+        *((name, _TYPES[kind]) for name, kind in SETTINGS.items()),
         ("prompts", pa.string()),
-        ("method", pa.string()),
-        ("seed", pa.int64()),
-        ("level", pa.string()),
-        ("family", pa.string()),
-        ("n_prompts", pa.int64()),
         ("prompt_seed", pa.int64()),
-        ("n_train", pa.int64()),
-        ("positions", pa.string()),
-        ("bos", pa.string()),
+        ("family", pa.string()),
         ("bos_added", pa.bool_()),
-        ("device", pa.string()),
-        ("dtype", pa.string()),
-        ("threads", pa.int64()),
         ("backend", pa.string()),
         ("n_layers", pa.int64()),
         ("n_heads", pa.int64()),
@@ -179,7 +168,7 @@ def _read_table(path: Path) -> pa.Table:
     table = pq.read_table(path, page_checksum_verification=True)
     if table.num_rows != 1 or table.column("identity")[0].as_py() != path.stem:
         raise ValueError("it holds no row of its own name")
-    return table.cast(SCHEMA)
+    return table.select(SCHEMA.names).cast(SCHEMA)
 
 
 def load_store(folder: Path | str) -> pa.Table:

@@ -14,6 +14,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.methods.inputs import Inputs
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import TokenPairs
+from headcodes.settings import Settings
 
 
 def token_pairs(n: int = 9, n_vocab: int = 200) -> TokenPairs:
@@ -41,7 +42,7 @@ def test_scores_are_products_by_pair_weighed_by_flips(
         return grad(*args, **kwargs)
 
     monkeypatch.setattr(torch.autograd, "grad", counted)
-    found = methods.get("hybrid").find(Inputs(model, tokens, n_train=4), seed=2)
+    found = methods.get("hybrid").find(Inputs(model, tokens, Settings(n_train=4)), seed=2)
     assert n_backward == 1
     assert found.codes is not None
     flips = found.codes[: len(tokens)] != found.codes[len(tokens) :]

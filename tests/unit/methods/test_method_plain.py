@@ -15,6 +15,7 @@ from headcodes.methods.inputs import Inputs
 from headcodes.models.model import Model
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import TokenPairs
+from headcodes.settings import Settings
 
 FAMILIES = ("gpt2", "gpt_neox", "opt", "llama", "qwen3", "gemma2", "gemma3_text")
 
@@ -55,7 +56,7 @@ def test_random_scores_follow_the_seed_alone(tiny_model: Any) -> None:
 
 
 def test_code_flips_are_the_share_of_pairs_whose_code_changes(tiny_model: Any) -> None:
-    inputs = Inputs(tiny_model("gpt2"), token_pairs(12), n_train=6)
+    inputs = Inputs(tiny_model("gpt2"), token_pairs(12), Settings(n_train=6))
     found = methods.get("code-flip").find(inputs, seed=3)
     codes, judged = found.codes, found.judged
     assert codes is not None

@@ -62,16 +62,16 @@ def test_a_plan_is_the_product_of_its_lists(tmp_path: Path) -> None:
 
 def test_lists_of_the_command_line_make_the_same_plan(tmp_path: Path) -> None:
     lists = {"models": "a/b, c/d@step5", "tasks": "ioi:abc,induction", "methods": "paper", "seeds": "0-1"}
-    plan = read_plan(None, lists, {"n_prompts": 7})
+    plan = read_plan(None, {**lists, "n_prompts": 7})
     assert plan.models == (("a/b", None), ("c/d", "step5"))
     assert plan.tasks == (("ioi", "abc"), ("induction", None))
     explicit, implicit = plan.cells(), replace(plan, tasks=(("ioi", None), ("induction", None))).cells()
     assert list(explicit) == list(implicit), "a task's first negative is its default"
     assert (plan.methods, plan.seeds, plan.n_prompts) == (("paper",), (0, 1), 7)
     with pytest.raises(HeadcodesError, match=r"--seeds, --n-prompts beside"):
-        read_plan(tmp_path / "plan.yaml", {"models": None, "seeds": "1"}, {"n_prompts": 7})
+        read_plan(tmp_path / "plan.yaml", {"seeds": "1", "n_prompts": 7})
     with pytest.raises(HeadcodesError, match="neither a plan file nor --models"):
-        read_plan(None, {"models": None}, {})
+        read_plan(None, {})
 
 
 def test_a_path_with_an_at_sign_is_a_path(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lists of seeds, and how far the scores of several agree, against loops."""
+"""Settings, lists of seeds, and how far the scores of several agree, against loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from headcodes.circuit.agreement import SeedScores
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
-from headcodes.seeds import check_seeds, parse_seeds
+from headcodes.settings import Settings, check_seeds, parse_seeds
 
 N_SEEDS, N_LAYERS, N_HEADS = 4, 3, 4
 N = N_LAYERS * N_HEADS
@@ -110,3 +110,20 @@ def test_seeds_of_any_sequence() -> None:
 def test_seeds_that_are_none(seeds: Any) -> None:
     with pytest.raises(HeadcodesError, match="seeds are whole numbers"):
         check_seeds(seeds)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "must"),
+    [
+        ({"n_train": 0}, "n_train must be at least 1"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"positions": "first"}, "positions must be one of 'mean', 'last' or a list"),
+        ({"bos": "maybe"}, "bos must be one of 'auto', 'yes', 'no'"),
+        ({"level": "heads"}, "level must be one of 'node', 'edge'"),
+        ({"dtype": "int8"}, "dtype must be one of 'auto', 'float32'"),
+    ],
+)
+def test_settings_outside_their_bounds_are_refused(wrong: dict[str, Any], must: str) -> None:
+    with pytest.raises(HeadcodesError, match=must):
+        Settings(**wrong)
+    assert Settings(positions=[[0], [1]]).positions == [[0], [1]]

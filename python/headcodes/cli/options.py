@@ -1,0 +1,17 @@
+"""Options that several verbs have, each with its words in one place; their defaults are those of ``Settings``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+Level = Annotated[Literal["node", "edge"], typer.Option(help="Score heads, or pairs of heads too.")]
+NPrompts = Annotated[int, typer.Option(min=1, help="Pairs to build from a task.")]
+NTrain = Annotated[int, typer.Option(min=1, help="Prompts to train the autoencoder on.")]
+Positions = Annotated[Literal["mean", "last"], typer.Option(help="Which positions of a prompt count.")]
+Bos = Annotated[Literal["auto", "yes", "no"], typer.Option(help="auto: as the tokenizer does by itself.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="auto (bf16 where it is fast), float32, bfloat16, float16.")]
+ExactDtype = Annotated[str, typer.Option(help="float32 (the causal truth wants it), bfloat16, ...")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")]

@@ -1,0 +1,137 @@
+"""What a run is asked for: its settings, each named, typed and bounded here alone, and lists of seeds."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from itertools import chain
+from typing import Any, Literal, get_type_hints
+
+from headcodes.errors import HeadcodesError
+
+Level = Literal["node", "edge"]
+Bos = Literal["auto", "yes", "no"]
+# Which of a prompt's positions are averaged: all, the last, or those of a list a prompt, which results call "given".
+Positions = Literal["mean", "last", "given"] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedSettings:
+    """What all cells of a scan have in common. A field's metadata is what its JSON schema says beside its type.
+
+    Attributes:
+        level: "node" scores heads; "edge" scores pairs of heads as well.
+        n_prompts: prompt pairs to build from a task; in a result, those that were there.
+        n_train: prompts that the autoencoder of a method with codes is trained on.
+        positions: "mean" (over all of a prompt's positions), "last", or the positions to average: a list a prompt,
+            all clean prompts, then all corrupted ones. A result says "given" for such lists.
+        bos: whether a BOS token is put in front: "auto" (as the tokenizer does by itself), "yes" or "no".
+        device, dtype: of the model.
+        threads: CPU threads; results depend on the number.
+
+    Raises:
+        HeadcodesError: a value outside its bounds.
+    """
+
+    level: Level = field(default="node", metadata={"enum": ["node", "edge"]})
+    n_prompts: int = field(default=250, metadata={"minimum": 1})
+    n_train: int = field(default=10, metadata={"minimum": 1})
+    positions: Positions = field(default="mean", metadata={"enum": ["mean", "last"]})
+    bos: Bos = field(default="auto", metadata={"enum": ["auto", "yes", "no"]})
+    device: str = "auto"
+    dtype: str = field(default="auto", metadata={"enum": ["auto", "float32", "bfloat16", "float16"]})
+    threads: int = field(default=1, metadata={"minimum": 1})
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            least, choices = each.metadata.get("minimum"), each.metadata.get("enum")
+            if least is not None and value < least:
+                raise HeadcodesError(f"{each.name} must be at least {least}", str(value), f"{each.default} is usual.")
+            if choices is not None and isinstance(value, str) and value not in choices:
+                known = ", ".join(map(repr, choices)) + (
+                    " or a list of positions a prompt" if each.name == "positions" else ""
+                )
+                raise HeadcodesError(f"{each.name} must be one of {known}", repr(value), f"Use {each.default!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(SharedSettings):
+    """Everything that one run is asked for.
+
+    Attributes:
+        model, revision: as ``load_model`` takes them.
+        task, negative: a task and its kind of negative, or what a prompt file says of itself.
+        method: an id of ``headcodes.methods.METHODS``.
+        seed: of everything that the method draws.
+    """
+
+    model: str = "smollm2-135m"
+    revision: str | None = None
+    task: str = "ioi"
+    negative: str | None = None
+    method: str = "default"
+    seed: int = 0
+
+
+def _types(settings: type[SharedSettings]) -> dict[str, type]:
+    hints = get_type_hints(settings)
+    return {each.name: int if hints[each.name] is int else str for each in fields(settings)}
+
+
+SHARED = tuple(_types(SharedSettings))
+# Name -> type in files: str or int. What names the run stands first; a revision and a negative may be None too.
+SETTINGS = {name: kind for name, kind in _types(Settings).items() if name not in SHARED} | _types(SharedSettings)
+
+
+def json_schema(settings: type[SharedSettings]) -> dict[str, dict[str, Any]]:
+    """Return each field's JSON schema (2020-12)."""
+    names, types = {int: "integer", str: "string"}, _types(settings)
+    return {each.name: {"type": names[types[each.name]], **each.metadata} for each in fields(settings)}
+
+
+_SEEDS = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?(,[0-9]{1,19}(-[0-9]{1,19})?)*")
+_MOST_SEEDS = 100_000  # a range with a digit too many should not fill the memory
+
+
+def parse_seeds(seeds: str | list[int]) -> list[int]:
+    """Return the seeds that ``"0-3,7"`` names, in order, each once.
+
+    Raises:
+        HeadcodesError: no such list, a range from high to low, or more than 100,000 seeds.
+    """
+    if not isinstance(seeds, str):
+        return list(dict.fromkeys(seeds))
+    ranges: list[range] = []
+    if _SEEDS.fullmatch(seeds):
+        for part in seeds.split(","):
+            first, _, last = part.partition("-")
+            ranges.append(range(int(first), int(last or first) + 1))
+    if not ranges or not all(ranges) or sum(its.stop - its.start for its in ranges) > _MOST_SEEDS:
+        raise HeadcodesError(
+            f"seeds are numbers and ranges from low to high, at most {_MOST_SEEDS:,} seeds",
+            repr(seeds[:80]),
+            'Write "0-9" or "0,3,5-7".',
+        )
+    return list(dict.fromkeys(chain.from_iterable(ranges)))
+
+
+def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """Return the seeds as plain numbers.
+
+    Raises:
+        HeadcodesError: there is none, one is no number from 0 to 2^63 - 1, or one stands there twice.
+    """
+    try:
+        found = tuple(operator.index(seed) for seed in seeds)
+    except TypeError:
+        found = ()
+    if not found or min(found) < 0 or max(found) >= 2**63 or len(set(found)) < len(found):
+        raise HeadcodesError(
+            "seeds are whole numbers from 0 up, at least one, and none of them twice",
+            repr(seeds),
+            "Write seeds=range(10).",
+        )
+    return found
