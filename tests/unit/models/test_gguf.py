@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from headcodes.activations.capture import capture
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.models import gguf, sources
 from headcodes.models.load import load_model
 
 D_MODEL, D_MLP, N_LAYERS, N_HEADS, N_KV = 64, 96, 2, 4, 2
 
 
-def write_llama(path: Path, quantised: bool = True) -> dict[str, np.ndarray]:
+def write_llama(path: Path, quantised: bool = True, vocab_size: bool = True) -> dict[str, np.ndarray]:
     """Write a tiny Llama as a GGUF file, its matrices as Q8_0, and return the numbers that the file stands for."""
     writer_module = pytest.importorskip("gguf", reason="the package gguf is not installed")
     from gguf.quants import dequantize, quantize
@@ -37,7 +37,8 @@ def write_llama(path: Path, quantised: bool = True) -> dict[str, np.ndarray]:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(D_MODEL // N_HEADS)
     writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(len(words))
+    if vocab_size:
+        writer.add_vocab_size(len(words))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(words)
     writer.add_token_types([3, 3, 3] + [1] * (len(words) - 3))
@@ -111,6 +112,55 @@ def test_a_file_is_converted_once_to_its_own_numbers(
     (tmp_path / "folder").mkdir()
     shutil.copy(path, tmp_path / "folder" / "other.gguf")
     assert load_model(tmp_path / "folder").checksum == model.checksum
+
+
+@pytest.mark.parametrize("vocab_size", [True, False])
+def test_the_folder_holds_what_transformers_itself_reads_from_the_file(
+    cache: Path, tmp_path: Path, vocab_size: bool
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    path = tmp_path / "tiny.gguf"
+    write_llama(path, vocab_size=vocab_size)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32)
+    ours = load_model(path, dtype="float32", device="cpu").module
+    assert {name: value.shape for name, value in ours.state_dict().items()} == {
+        name: value.shape for name, value in theirs.state_dict().items()
+    }
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in theirs.state_dict().items())
+    differ = {"quantization_config", "_name_or_path", "architectures"}
+    ours_about, theirs_about = ours.config.to_dict(), theirs.config.to_dict()
+    assert {key: ours_about.get(key) for key in theirs_about if key not in differ} == {
+        key: value for key, value in theirs_about.items() if key not in differ
+    }
+
+
+@pytest.mark.parametrize("gone", ["the function", "a tensor's name", "the file's version"])
+def test_where_tensors_cannot_be_read_directly_the_slower_way_is_said(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    path = tmp_path / "tiny.gguf"
+    write_llama(path)
+    direct = load_model(path, dtype="float32", device="cpu")
+    shutil.rmtree(cache)
+    if gone == "the function":
+        monkeypatch.delattr(reading, "load_gguf_checkpoint")
+    elif gone == "a tensor's name":
+        tensors = gguf._tensors
+        monkeypatch.setattr(gguf, "_tensors", lambda *args: dict(list(tensors(*args).items())[1:]))
+    else:
+        monkeypatch.setattr(gguf, "_STRING", 99)
+    if gone == "the function":
+        # The slower way needs it, too: that is one plain message.
+        with pytest.raises(HeadcodesError, match="must hold a language model that transformers can read"):
+            load_model(path, dtype="float32", device="cpu")
+        return
+    with pytest.warns(HeadcodesWarning, match="longer than it must"):
+        slower = load_model(path, dtype="float32", device="cpu")
+    found = direct.module.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in slower.module.state_dict().items())
 
 
 def test_a_conversion_cut_short_leaves_nothing(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
