@@ -14,7 +14,7 @@ from headcodes import load_model, metrics, tasks
 from headcodes.interventions.patch import causal_truth
 from headcodes.methods import code_sets
 from headcodes.methods.code_flip import flip_shares
-from headcodes.methods.default import N_MEASURED, changes
+from headcodes.methods.contrast import N_MEASURED, changes
 from headcodes.methods.inputs import Inputs
 from headcodes.prompts.tokens import tokenize
 
@@ -37,7 +37,7 @@ def main(task_ids: list[str]) -> None:
         mean = inputs.activations.z[:N_PAIRS].mean(0) - inputs.activations.z[N_PAIRS:].mean(0)
         mean_diff = torch.einsum("cd,cdm->cm", mean, inputs.activations.W_O.float()).norm(dim=-1).numpy()
         rows: dict[str, list[tuple[float, float]]] = {}
-        for findings in code_sets.find_many("default", inputs, "node", SEEDS):
+        for findings in code_sets.find_many("contrast", inputs, "node", SEEDS):
             flips = flip_shares(findings, N_PAIRS).reshape(to_stream.shape)
             for name, scores in {
                 "mean-diff": mean_diff.reshape(to_stream.shape),
@@ -47,7 +47,7 @@ def main(task_ids: list[str]) -> None:
                 "to the stream, no codes": to_stream,
                 "to the stream x flips": to_stream * flips,
                 "answer + stream, no codes": unit(to_answer) + unit(to_stream),
-                "default": unit(to_answer) + unit(to_stream * flips),
+                "contrast": unit(to_answer) + unit(to_stream * flips),
             }.items():
                 judged = metrics.roc_auc(scores, labels), metrics.average_precision(scores, labels)
                 rows.setdefault(name, []).append(judged)

@@ -24,7 +24,7 @@ from headcodes.report.folders import read_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::headcodes.errors.HeadcodesWarning")
 
-CODE_SETS = ("paper", "paper-scaled", "default")
+CODE_SETS = ("paper", "paper-scaled", "contrast")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_scores_follow_from_the_codes_by_plain_set_arithmetic(result: Any, pairs
     negative = result.codes[n_pairs:][judged[n_pairs:]]
     for i in range(12):
         unique = distinct(positive[:, [i]], dead) - distinct(negative[:, [i]], dead)
-        if result.method != "default":
+        if result.method != "contrast":
             assert result.head_scores.ravel()[i] == len(unique)
         for j in range(12):
             unique = distinct(positive[:, [i, j]], dead) - distinct(negative[:, [i, j]], dead)
@@ -123,7 +123,7 @@ def test_few_pairs_get_a_result_too(model: Any, pairs: PromptPairs, n: int) -> N
 
 def test_held_out_prompts_and_balance() -> None:
     generator = torch.Generator().manual_seed(0)
-    chosen = training_prompts(RECIPES["default"], 250, 10, generator)
+    chosen = training_prompts(RECIPES["contrast"], 250, 10, generator)
     assert len(set(chosen)) == 10
     assert sorted(i + 250 for i in chosen if i < 250) == sorted(i for i in chosen if i >= 250)
     # The published draw: the first of one permutation of all prompts, from one generator.
@@ -136,7 +136,7 @@ def test_normalisation_agrees_with_materialised_outputs(model: Any, pairs: Promp
     tokens = tokenize(pairs, model.tokenizer)
     activations, _ = headcodes.capture(model, tokens.clean + tokens.corrupt)
     x = torch.einsum("nch,chd->ncd", activations.z.double(), activations.W_O.double())
-    shift, scale = normalisation(RECIPES["default"], activations)
+    shift, scale = normalisation(RECIPES["contrast"], activations)
     assert shift is not None
     assert scale is not None
     torch.testing.assert_close(shift.double(), x.mean(0), rtol=1e-4, atol=1e-6)
@@ -267,12 +267,12 @@ def test_a_method_that_draws_nothing_runs_once_and_says_so(
     assert once == plain
 
 
-@pytest.mark.parametrize("method", ["paper", "default", "code-flip", "hybrid"])
+@pytest.mark.parametrize("method", ["paper", "contrast", "attribution", "code-flip", "hybrid"])
 def test_seeds_share_capture_training_encoding_and_all_else_they_can(
     model: Any, pairs: PromptPairs, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     from headcodes.codes import recipes
-    from headcodes.methods import default, hybrid, inputs
+    from headcodes.methods import attribution, contrast, hybrid, inputs
 
     calls: dict[str, int] = {}
 
@@ -289,10 +289,11 @@ def test_seeds_share_capture_training_encoding_and_all_else_they_can(
     counted(recipes, "normalisation")
     counted(recipes, "train_many")
     counted(recipes, "encode")
-    counted(default, "changes")
+    counted(contrast, "changes")
+    counted(attribution, "products")
     counted(hybrid, "ready")
     headcodes.discover(model, pairs.head(8), method=method, seeds=range(3))
-    own = {"default": {"changes"}, "hybrid": {"ready"}}.get(method, set())
+    own = {"contrast": {"changes"}, "attribution": {"products"}, "hybrid": {"ready"}}.get(method, set())
     assert calls == dict.fromkeys({"capture", "normalisation", "train_many", "encode"} | own, 1)
 
 
@@ -360,8 +361,9 @@ def test_seeds_that_cannot_be(model: Any, pairs: PromptPairs, arguments: dict[st
 
 
 def test_one_seed_of_a_list_is_that_seed(model: Any, pairs: PromptPairs) -> None:
-    listed = headcodes.discover(model, pairs, seeds=[3])
-    np.testing.assert_array_equal(listed.head_scores, headcodes.discover(model, pairs, seed=3).head_scores)
+    listed = headcodes.discover(model, pairs, method="contrast", seeds=[3])
+    alone = headcodes.discover(model, pairs, method="contrast", seed=3)
+    np.testing.assert_array_equal(listed.head_scores, alone.head_scores)
     assert not listed.by_seed.head_spread.any()
 
 

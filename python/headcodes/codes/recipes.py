@@ -47,7 +47,7 @@ _PUBLISHED = TrainConfig()
 RECIPES = {
     "paper": Recipe("none", "prompts", hold_out=False, dead=0, config=_PUBLISHED),
     "paper-scaled": Recipe("global", "prompts", hold_out=False, dead=0, config=_PUBLISHED),
-    "default": Recipe("head", "pairs", hold_out=True, dead=-1, config=TrainConfig(decoder_norm="atoms", plateau=0.01)),
+    "contrast": Recipe("head", "pairs", hold_out=True, dead=-1, config=TrainConfig(decoder_norm="atoms", plateau=0.01)),
     "code-flip": Recipe("head", "pairs", hold_out=True, dead=-1, config=TrainConfig(decoder_norm="atoms")),
 }
 

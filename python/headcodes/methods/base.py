@@ -32,7 +32,7 @@ class Method:
         coded: whether scores come from the codes of an autoencoder: those of several seeds are trained and used
             together.
         permutable: whether codes are counted, which a permutation test can do again under other labels.
-        seeded: whether anything is drawn, so that another seed gives other scores.
+        seeded: whether another seed gives other scores; codes alone may depend on it without.
     """
 
     id: str

@@ -28,7 +28,7 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
     recipe = RECIPES[name]
     activations = inputs.activations
     found = [Findings(head_scores=np.zeros((activations.n_layers, activations.n_heads))) for _ in seeds]
-    if name == "default" and inputs.model.dtype == torch.bfloat16:
+    if name == "contrast" and inputs.model.dtype == torch.bfloat16:
         # Half the time at the same loss where the device computes in it; the published recipes stay in fp32.
         recipe = replace(recipe, config=replace(recipe.config, dtype=torch.bfloat16))
     coded = make_codes(activations, recipe, seeds, inputs.settings.n_train, inputs.backend, found[0].timed)

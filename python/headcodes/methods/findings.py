@@ -38,6 +38,8 @@ class Findings:
             which a permutation test can take again.
         sae: the autoencoder behind the codes.
         dead_share: share of (prompt, head) rows in which no latent is active.
+        method_used: the method that ``default`` stood for; None where the method asked for ran itself.
+        fallback: why ``default`` stood for a method without gradients; None where it did not.
         timings_s: seconds a stage.
     """
 
@@ -52,6 +54,8 @@ class Findings:
     counted: tuple[Int32[np.ndarray, "n c"], Int32[np.ndarray, "n c"], int | None] | None = None
     sae: SparseAutoencoder | None = None
     dead_share: float | None = None
+    method_used: str | None = None
+    fallback: str | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod

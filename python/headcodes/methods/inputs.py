@@ -33,6 +33,9 @@ class Inputs:
         settings: what was asked for; of it ``bos``, ``positions`` and ``n_train`` are taken from here.
         backend: of the encoder: "auto", "torch" or "triton".
         cache: whether activations are looked for, and kept, in the cache folder (``headcodes.activations.cache``).
+        gradient: whether ``default`` may work out gradients; False: it stands for ``contrast``.
+        held_out: pairs, the last ones, that ``attribution`` and ``contrast`` leave out of their scores, so that a
+            circuit can be judged on prompts that it was not found on.
         request: the cache's key of the request that these inputs answer, under which they can be found again.
         capture_s: seconds the capture took; 0 before it.
         whole_answers: how much likelier right answers are than wrong ones as whole sequences
@@ -44,9 +47,16 @@ class Inputs:
     settings: Settings = field(default_factory=Settings)
     backend: str = "auto"
     cache: bool = False
+    gradient: bool = True
+    held_out: int = 0
     request: str | None = None
     capture_s: float = field(default=0.0, init=False)
     whole_answers: Float[np.ndarray, " n_pairs"] | None = field(default=None, init=False)
+
+    @property
+    def n_proposing(self) -> int:
+        """How many pairs, the first ones, are not held out."""
+        return len(self.tokens) - self.held_out
 
     @property
     def threads(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
 
 from headcodes.errors import HeadcodesError
@@ -52,6 +53,15 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
             "The dtype must be auto, float32, bfloat16 or float16", str(dtype), "Leave it at auto if in doubt."
         )
     return found
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how much memory can still be had on a device: what its driver, or the operating system, says now."""
+    if device.type == "cuda":
+        # What torch holds and does not use is as good as free.
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return int(psutil.virtual_memory().available)
 
 
 def _computes_bf16(device: torch.device) -> bool:

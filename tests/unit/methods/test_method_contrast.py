@@ -1,4 +1,4 @@
-"""The default method, against sums written out over materialised outputs, and on circuits that are known."""
+"""Contrast, against sums written out over materialised outputs, and on circuits that are known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 import headcodes
 from headcodes import metrics, tasks
-from headcodes.methods.default import changes
+from headcodes.methods.contrast import changes
 from headcodes.models import planted
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import tokenize
@@ -89,7 +89,7 @@ def test_changes_are_the_sums_written_out(tiny_model: Callable[..., Any], family
 def test_every_family_gets_scores(tiny_model: Callable[..., Any], family: str) -> None:
     model = tiny_model(family)
     pairs = tasks.get("ioi").build(model.tokenizer, n=6, seed=0)
-    scores = headcodes.discover(model, pairs).head_scores
+    scores = headcodes.discover(model, pairs, method="contrast").head_scores
     assert np.isfinite(scores).all()
     assert scores.min() >= 0
     assert scores.max() > 0
@@ -99,19 +99,19 @@ def test_every_family_gets_scores(tiny_model: Callable[..., Any], family: str) -
 def test_planted_heads_come_first(name: str) -> None:
     plant = planted.load(name)
     pairs = plant.task.build(plant.model.tokenizer, n=40, seed=0)
-    scores = headcodes.discover(plant.model, pairs).head_scores
+    scores = headcodes.discover(plant.model, pairs, method="contrast").head_scores
     by_mean = headcodes.discover(plant.model, pairs, method="mean-diff").head_scores
     assert metrics.roc_auc(scores, plant.truth.labels) >= metrics.roc_auc(by_mean, plant.truth.labels) - 0.01
 
 
 def test_more_pairs_than_are_measured(tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from headcodes.methods import default
+    from headcodes.methods import contrast
 
     model = tiny_model()
     pairs = tasks.get("ioi").build(model.tokenizer, n=8, seed=0)
-    monkeypatch.setattr(default, "N_MEASURED", 3)
+    monkeypatch.setattr(contrast, "N_MEASURED", 3)
     few = changes(model, tokenize(pairs[:3], model.tokenizer))
     seen: list[Any] = []
-    monkeypatch.setattr(default, "changes", lambda _model, tokens: seen.append(len(tokens)) or few)
-    headcodes.discover(model, pairs)
+    monkeypatch.setattr(contrast, "changes", lambda _model, tokens: seen.append(len(tokens)) or few)
+    headcodes.discover(model, pairs, method="contrast")
     assert seen == [3]

@@ -1,0 +1,113 @@
+"""Attribution: what a head's change between the two prompts of a pair does to the answer, to first order.
+
+One backward pass gives, for every pair of prompts and every head, p = (z_clean - z_corrupt) . dLD/dz summed over
+positions: edge attribution patching's product for a node (Syed et al. 2023, arXiv 2310.10348), before it is averaged.
+``default`` stands for this where gradients can be had. docs/recipe.md has what each ingredient adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from headcodes.errors import HeadcodesError
+from headcodes.interventions.runs import batches, node_bytes_per_token, ready, run
+from headcodes.methods import code_sets
+from headcodes.methods.findings import Findings
+from headcodes.models.devices import free_bytes
+from headcodes.progress import progress
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from headcodes.methods import Level
+    from headcodes.methods.inputs import Inputs
+    from headcodes.models.model import Model
+    from headcodes.prompts.tokens import TokenPairs
+
+# A first-order product is far too large in a few pairs in which attention is saturated; beyond this quantile of its
+# head's magnitudes it counts no more than at it. Chosen on ioi, greater-than and planted models.
+CLIP_QUANTILE = 0.9
+
+
+class GradientError(HeadcodesError):
+    """Gradients cannot be had for these prompts, by this model, on this machine: what was got says why."""
+
+    @classmethod
+    def because(cls, reason: str) -> GradientError:
+        """Return the error whose reason is this clause."""
+        return cls("a method with a backward pass must have gradients", reason, "Use --method contrast: it takes none.")
+
+
+def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
+    """Score a head by |mean over pairs of c| + mean over pairs of |c|, c its products clipped at their .9 quantile.
+
+    The second term keeps heads that help some prompts and hinder others, and cancel out in the first. ``signed`` is
+    the mean product as it is: to first order the logit difference lost when the head is patched. Codes are made by the
+    recipe of ``contrast``; they do not change the scores.
+
+    Raises:
+        GradientError: prompts of a pair differ in length, weights are offloaded or no floats, or memory does not do.
+    """
+    tokens = inputs.tokens
+    if not tokens.equal_lengths:
+        unlike = next(i for i, ids in enumerate(tokens.clean) if len(ids) != len(tokens.corrupt[i]))
+        raise GradientError.because(f"the two prompts of pair {unlike} differ in length: no common positions")
+    found = code_sets.find_many("contrast", inputs, level, seeds)
+    with found[0].timed("attribute"):
+        proposing = tokens.subset(range(inputs.n_proposing))
+        products = _products(inputs, proposing)
+    for findings in found:
+        findings.set_signed(products.mean(0))
+        findings.set_heads(robust(products))
+    return found
+
+
+def robust(products: Float[Tensor, "n_pairs n"]) -> Float[Tensor, " n"]:
+    """Return |mean| + mean magnitude over pairs of products clipped at the .9 quantile of each column's magnitudes."""
+    limit = products.abs().quantile(CLIP_QUANTILE, dim=0)
+    clipped = products.clamp(-limit, limit)
+    return clipped.mean(0).abs() + clipped.abs().mean(0)
+
+
+def _products(inputs: Inputs, tokens: TokenPairs) -> Float[Tensor, "n_pairs n_component"]:
+    """Return ``products``, or what an earlier run kept of them: then no model need be opened."""
+    if not inputs.cache:
+        return products(inputs.model, tokens)
+    from headcodes.activations.cache import kept
+
+    return kept(inputs.model, tokens, "products", lambda: {"products": products(inputs.model, tokens)})["products"]
+
+
+def products(model: Model, tokens: TokenPairs) -> Float[Tensor, "n_pairs n_component"]:
+    """Return (z_clean - z_corrupt) . dLD/dz of every pair and head, float64, in logits, from one backward pass.
+
+    Raises:
+        GradientError: see ``find_many``.
+    """
+    if not model.dtype.is_floating_point:
+        raise GradientError.because(f"the weights are stored as {model.dtype}")
+    if any(part.is_meta for part in model.module.parameters()):
+        raise GradientError.because("some of the weights are offloaded")
+    needed, free = node_bytes_per_token(model) * max(map(len, tokens.clean)), free_bytes(model.device)
+    if needed > free:
+        raise GradientError.because(
+            f"one pair's backward pass takes about {needed >> 20} MiB, and {free >> 20} MiB are free"
+        )
+    found = torch.zeros(len(tokens), model.n_components, dtype=torch.float64)
+    with ready(model), progress("attributing", total=len(tokens)) as advance:
+        for batch in batches(tokens, node_bytes_per_token(model)):
+            with torch.no_grad():
+                corrupt = run(model, batch.corrupt, batch)
+            clean = run(model, batch.clean, batch)
+            gradients = torch.autograd.grad(batch.logit_diff(clean.logits).sum(), clean.z)
+            for layer, gradient in enumerate(gradients):
+                heads = slice(layer * model.n_heads, (layer + 1) * model.n_heads)
+                difference = clean.z[layer].detach().float() - corrupt.z[layer].float()
+                product = (difference * gradient.float()).unflatten(-1, (model.n_heads, model.d_head))
+                found[torch.tensor(batch.rows), heads] = product.sum((1, 3)).double().cpu()
+            advance(len(batch.rows))
+    return found

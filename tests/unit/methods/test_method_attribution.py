@@ -1,0 +1,89 @@
+"""Attribution against EAP pair by pair, and what `default` stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headcodes import methods, metrics
+from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.methods import default
+from headcodes.methods.inputs import Inputs
+from headcodes.models import planted
+from headcodes.prompts.pairs import PromptPair, PromptPairs
+from headcodes.prompts.tokens import TokenPairs, tokenize
+
+pytestmark = pytest.mark.filterwarnings("ignore:the model answers only")
+
+
+def token_pairs(n: int = 11, n_vocab: int = 200) -> TokenPairs:
+    draw = np.random.default_rng(3)
+    clean = [draw.integers(3, n_vocab, size=8 - i % 3).tolist() for i in range(n)]
+    corrupt = [[*ids[:2], (ids[2] + 5) % n_vocab, *ids[3:]] for ids in clean]
+    answers = [draw.choice(np.arange(3, n_vocab), size=3, replace=False).tolist() for _ in range(n)]
+    pairs = PromptPairs(tuple(PromptPair(f"c{i}", f"d{i}", ("a",), ("b",)) for i in range(n)), "made", "up")
+    return TokenPairs(clean, corrupt, [a[:1] for a in answers], [a[1:] for a in answers], False, pairs)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma3_text"])
+def test_scores_are_eaps_products_pair_by_pair_clipped(tiny_model: Any, family: str) -> None:
+    model, tokens = tiny_model(family), token_pairs()
+    found = methods.get("attribution").find(Inputs(model, tokens, n_train=4, held_out=2))
+    eap = methods.get("eap")
+    signed = [eap.find(Inputs(model, tokens.subset([i]))).signed for i in range(9)]
+    products = np.array([s.ravel() for s in signed if s is not None])
+    limit = np.quantile(np.abs(products), 0.9, axis=0)
+    clipped = np.clip(products, -limit, limit)
+    expected = np.abs(clipped.mean(0)) + np.abs(clipped).mean(0)
+    np.testing.assert_allclose(found.head_scores.ravel(), expected, atol=1e-6, rtol=1e-3)
+    assert found.signed is not None
+    np.testing.assert_allclose(found.signed.ravel(), products.mean(0), atol=1e-6, rtol=1e-3)
+    assert found.codes is not None
+    assert found.codes.shape == (22, model.n_components)
+
+
+@pytest.mark.parametrize("name", ["planted-ioi", "planted-induction"])
+def test_planted_heads_come_before_all_others(name: str) -> None:
+    plant = planted.load(name)
+    tokens = tokenize(plant.task.build(plant.model.tokenizer, n=24, seed=1), plant.model.tokenizer)
+    found = methods.get("default").find(Inputs(plant.model, tokens))
+    assert (found.method_used, found.fallback) == ("attribution", None)
+    assert metrics.roc_auc(found.head_scores, plant.truth.labels) == 1.0
+    # A plain product gives a head that the answer does not hang on exactly nothing.
+    assert not found.head_scores[~plant.truth.labels].any()
+
+
+def test_default_takes_the_other_method_where_told(tiny_model: Any) -> None:
+    model, tokens = tiny_model(), token_pairs()
+    found = methods.get("default").find(Inputs(model, tokens, gradient=False))
+    assert (found.method_used, found.fallback) == ("contrast", "gradients were not asked for")
+    alone = methods.get("contrast").find(Inputs(model, tokens))
+    np.testing.assert_array_equal(found.head_scores, alone.head_scores)
+    assert alone.method_used is None
+
+
+def test_default_says_why_there_are_no_gradients(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    unequal = token_pairs()
+    unequal.corrupt[3].append(7)
+    with pytest.warns(HeadcodesWarning, match="contrast, which ranks heads less well.*pair 3 differ in length"):
+        found = methods.get("default").find(Inputs(model, unequal))
+    assert found.fallback is not None
+    with pytest.raises(HeadcodesError, match="no common positions"):
+        methods.get("attribution").find(Inputs(model, unequal))
+
+    monkeypatch.setattr(default.attribution, "free_bytes", lambda _device: 10)
+    with pytest.warns(HeadcodesWarning, match="0 MiB are free"):
+        assert methods.get("default").find(Inputs(model, token_pairs())).method_used == "contrast"
+
+
+def test_default_goes_on_when_memory_runs_out(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(default.attribution, "find_many", full)
+    with pytest.warns(HeadcodesWarning, match="does not fit the memory of cpu"):
+        assert methods.get("default").find(Inputs(tiny_model(), token_pairs())).method_used == "contrast"
