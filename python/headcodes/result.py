@@ -134,9 +134,10 @@ class Result(Settings):
             task=self.task,
             method=self.method,
         )
-        # Magnitudes, as those of heads are. What is no head is scored, never chosen: it always stays.
-        others = {name: abs(score) for name, score in self.findings.other_nodes.items()}
-        return replace(circuit, node_scores={**circuit.node_scores, **others})
+        # Chosen by magnitude, kept with their sign. What is no head is scored, never chosen: it always stays.
+        signs = np.where(self.findings.signed_scores < 0, -1.0, 1.0).ravel()
+        kept = {name: score * sign for (name, score), sign in zip(circuit.node_scores.items(), signs, strict=True)}
+        return replace(circuit, node_scores={**kept, **self.findings.other_nodes})
 
     def with_timings(self, **timings_s: float) -> Result:
         """Return the same result with some stages' seconds set."""

@@ -373,3 +373,35 @@ def test_verify_patches_the_heads_of_best_mean() -> None:
     result = headcodes.discover(model, pairs, method="random", seeds=range(3), verify=4)
     best = np.argsort(-result.by_seed.head_scores.mean(0).ravel(), kind="stable")[:4]
     assert [row["head"] for row in result.as_json()["verification"]] == [result.components[i] for i in best]
+
+
+@pytest.mark.parametrize("level", ["node", "edge"])
+@pytest.mark.filterwarnings("ignore::headcodes.errors.HeadcodesWarning")
+def test_bench_evaluate_and_the_exported_graph_give_one_cpr(
+    tiny_model: Callable[..., Any], tmp_path: Path, level: Any
+) -> None:
+    from headcodes.circuit.formats import export, load_circuit
+    from headcodes.comparison.suite import _faithfulness
+    from headcodes.evaluation.areas import head_cpr_cmd
+    from headcodes.evaluation.evaluate import evaluate_circuit
+    from headcodes.interventions.patch import answered
+
+    model = tiny_model("gpt2")
+    tokens = answered(model, tokenize(tasks.get("ioi").build(model.tokenizer, n=24), model.tokenizer), 6)[0]
+    result = headcodes.discover(model, tokens.pairs, method="eap", level=level)
+    result.save(tmp_path / "run")
+    export(load_circuit(tmp_path / "run" / "circuit.json"), "mib", tmp_path / "graph.json")
+    assert result.findings.signed is not None
+    assert min(result.circuit().node_scores.values()) < 0
+    assert result.circuit().nodes[0] == max(model.components, key=lambda name: abs(result.circuit().node_scores[name]))
+    bench = _faithfulness(model, tokens, result.findings, level)
+    for file in ("run/circuit.json", "graph.json"):
+        found = evaluate_circuit(load_circuit(tmp_path / file), model, tokens, truth=None, with_curve=True, n_random=0)
+        areas = found.areas if level == "node" else found.edge_areas
+        assert areas is not None
+        assert (areas["cpr"], areas["cmd"]) == pytest.approx((bench["cpr"], bench["cmd"]), abs=1e-6)
+        if level == "node":
+            assert found.curve is not None
+            assert found.curve["faithfulness"] == pytest.approx(bench["faithfulness"])
+    if level == "node":
+        assert head_cpr_cmd(model, tokens, result.head_scores)["cpr"] != pytest.approx(bench["cpr"])

@@ -31,7 +31,8 @@ class Circuit:
         nodes: Names of the chosen nodes (``a{l}.h{h}``, ``m{l}``, ``input``, ``logits``), strongest first
             where scored.
         edges: Chosen edges (source, destination). A destination may name the slot it enters: ``a5.h1<q>``.
-        node_scores: Score of every scored node, chosen or not. Larger means more important.
+        node_scores: Score of every scored node, chosen or not. Of larger size means more important; below 0 where a
+            part holds the answer back, for methods that tell.
         edge_scores: Score of every scored edge, chosen or not.
         d_model: Width of the residual stream, where known (other tools' files carry it).
         parallel_attn_mlp: Attention and MLP of a layer read the same residual stream (GPT-NeoX), so neither

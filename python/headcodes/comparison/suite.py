@@ -188,7 +188,7 @@ def _faithfulness(model: Model, tokens: TokenPairs, findings: Findings, level: L
         line = curve(model, tokens, scores, n_random=0)
         found |= {"sizes": line.sizes, "faithfulness": line.faithfulness}
         if level == "node":
-            areas = head_cpr_cmd(model, tokens, scores if findings.signed is None else findings.signed)
+            areas = head_cpr_cmd(model, tokens, findings.signed_scores)
         elif findings.edges is not None:
             areas = edge_cpr_cmd(model, tokens, findings.edges)
         else:

@@ -104,7 +104,7 @@ def evaluate_circuit(
         alone = faithfulness(model, chosen, circuit.heads, ablation=ablation).as_dict()
         if with_curve and scored:
             options: dict[str, Any] = {"ablation": ablation}
-            sizes = curve(model, chosen, scores, n_random=n_random, seed=seed, **options).as_dict()
+            sizes = curve(model, chosen, np.abs(scores), n_random=n_random, seed=seed, **options).as_dict()
             areas = head_cpr_cmd(model, chosen, scores, **options)
         if with_curve and beyond_pairs(circuit.edge_scores):
             try:
@@ -188,7 +188,7 @@ def _ranking(
     n_resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    scores = circuit.head_scores
+    scores = np.abs(circuit.head_scores)  # a truth is about |effect|
     found: dict[str, Any] = {
         "roc_auc": metrics.roc_auc(scores, labels),
         "roc_auc_pessimistic": metrics.roc_auc_pessimistic(scores, labels),
@@ -221,7 +221,7 @@ def _components(circuit: Circuit, judge: CausalTruth, top: int) -> dict[str, Any
     labels = metrics.largest(judge.mean_effects, top)
     found: dict[str, Any] = dict.fromkeys(("roc_auc", "average_precision", "spearman", "membership"))
     if scored:
-        scores = [circuit.node_scores[name] for name in judge.names]
+        scores = [abs(circuit.node_scores[name]) for name in judge.names]
         found["roc_auc"] = metrics.roc_auc(scores, labels)
         found["average_precision"] = metrics.average_precision(scores, labels)
         found["spearman"] = rank_correlation(scores, judge.mean_effects)

@@ -72,6 +72,14 @@ class Findings:
         self.set_heads(scores)
         self.signed, self.head_scores = self.head_scores, np.abs(self.head_scores)
 
+    @property
+    def signed_scores(self) -> Float[np.ndarray, "n_layers n_heads"]:
+        """``head_scores`` with the sign of ``signed``, where the method has one: above 0 for heads that help."""
+        if self.signed is None:
+            return self.head_scores
+        signs: Float[np.ndarray, "n_layers n_heads"] = np.where(self.signed < 0, -self.head_scores, self.head_scores)
+        return signs
+
     def take_codes(self, coded: Codes) -> None:
         """Take a seed's autoencoder and codes."""
         self.sae, self.codes, self.dead_share = coded.sae, coded.codes, coded.dead_share
