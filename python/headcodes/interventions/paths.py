@@ -1,13 +1,20 @@
-"""Path patching: what one head does through what another reads."""
+"""Path patching: what one head does through what another reads.
+
+As Wang et al. 2022 (arXiv 2211.00593): in a first run the sender is replaced by its activation on the corrupted
+prompt, all other heads hold their clean activations, and MLPs are computed again; the receiver's query, key or value of
+that run is put into an otherwise clean one. The effect is LD(clean) - LD(that run), with LD the logit difference.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
+from headcodes import metrics
 from headcodes.errors import HeadcodesError
 from headcodes.graph import parse_head, split_slot
 from headcodes.interventions.edits import Plan
@@ -16,9 +23,47 @@ from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, run
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+    from numpy.typing import ArrayLike
 
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
+
+# Paths are run side by side, those of one sender in one batch where they fit: they share the sender's row.
+_PATHS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class PathEffects:
+    """Exact effects of some paths, with bootstrap intervals over the pairs.
+
+    Attributes:
+        edges: (sender, receiver), the receiver with its slot where one was named: ``("a0.h1", "a5.h5<q>")``.
+        effects: [n_pairs, n_edge] in logits, float64; positive where the path helps to answer.
+        mean, low, high: [n_edge]; the 95% interval is of the mean.
+        clean_ld: logit differences of the clean prompts [n_pairs].
+    """
+
+    edges: list[tuple[str, str]]
+    effects: Float[np.ndarray, "n_pairs n_edge"]
+    mean: Float[np.ndarray, " n_edge"]
+    low: Float[np.ndarray, " n_edge"]
+    high: Float[np.ndarray, " n_edge"]
+    clean_ld: Float[np.ndarray, " n_pairs"]
+
+    def confirmed(self, share: float = 0.01) -> list[tuple[str, str]]:
+        """Return the edges whose interval excludes 0 and whose |mean| is at least ``share`` of the clean logit
+        difference."""
+        least = share * float(self.clean_ld.mean())
+        rows = zip(self.edges, self.mean, self.low, self.high, strict=True)
+        return [edge for edge, mean, low, high in rows if (low > 0 or high < 0) and abs(mean) >= least]
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """Return one dict an edge: from, to, effect, low, high."""
+        rows = zip(self.edges, self.mean, self.low, self.high, strict=True)
+        return [
+            {"from": source, "to": target, "effect": float(mean), "low": float(low), "high": float(high)}
+            for (source, target), mean, low, high in rows
+        ]
 
 
 def path_effects(
@@ -27,15 +72,15 @@ def path_effects(
     edges: Sequence[tuple[str, str]],
     *,
     pairs: int | None = None,
+    known: tuple[ArrayLike, ArrayLike] | None = None,
+    seed: int = 0,
     engine: Engine = "auto",
     memory_bytes: int = DEFAULT_SWEEP_BYTES,
-) -> Float[np.ndarray, "n_pairs n_edge"]:
-    """Path patching: how much of a head's effect goes through what one later head reads.
+) -> PathEffects:
+    """Patch paths exactly, and say how sure the pairs make us of each effect.
 
-    As Wang et al. 2022 (arXiv 2211.00593): the sender says what it says on the corrupted prompt while all
-    other heads say what they say on the clean one, MLPs being computed again; the receiver's query, key or
-    value that comes of it is put into an otherwise clean run. The effect is LD(clean) - LD(that run). With
-    grouped-query attention a key or value belongs to all heads of its group, and so does its effect.
+    A path ends in one head. Where several heads share keys and values (grouped queries), the changed key or value
+    reaches the receiver alone and the other heads of its group keep the clean one.
 
     Args:
         model: In any dtype; effects carry its rounding.
@@ -43,78 +88,99 @@ def path_effects(
         edges: As a circuit's: ``("a0.h1", "a5.h5<q>")``. Without a slot, query, key and value change
             together. The receiver ``"logits"`` gives the sender's direct effect on the answer.
         pairs: How many answered pairs to use; all where None.
+        known: Logit differences [n_pairs] of all clean and all corrupted prompts, where they are at hand.
+        seed: Of the bootstrap.
         engine: See ``headcodes.interventions.walk.run``.
         memory_bytes: See ``headcodes.interventions.walk.run``.
 
     Raises:
-        HeadcodesError: an edge that does not go from a head to a later head or the logits, a family whose
+        HeadcodesError: no edges, an edge that does not go from a head to a later head or the logits, a family whose
             query, key and value projections are unknown, or as ``causal_truth``.
     """
-    chosen, *_ = answered(model, tokens, pairs)
-    effects = np.empty((len(chosen), len(edges)))
+    wanted = [_parsed(model, *edge) for edge in edges]
+    if not wanted:
+        raise HeadcodesError("there must be paths to patch", "none", "Name at least one edge.")
+    chosen, clean_ld, *_ = answered(model, tokens, pairs, known)
+    effects = np.empty((len(chosen), len(wanted)))
+    by_sender = sorted(range(len(wanted)), key=lambda place: wanted[place].sender)
     # Receivers depend on their senders' rows, so a batch holds whole paths: a few at a time.
-    for first in range(0, len(edges), _PATHS_AT_ONCE):
-        plan = _Paths(model, edges[first : first + _PATHS_AT_ONCE])
+    for first in range(0, len(wanted), _PATHS_AT_ONCE):
+        places = by_sender[first : first + _PATHS_AT_ONCE]
+        plan = _Paths([wanted[place] for place in places], model.n_heads // model.n_kv_heads)
 
-        def done(indices: list[int], logits: list[list[Tensor]], plan: _Paths = plan, first: int = first) -> None:
+        def done(
+            indices: list[int], logits: list[list[Tensor]], plan: _Paths = plan, places: list[int] = places
+        ) -> None:
             for index, values in zip(indices, logits, strict=True):
                 found = logit_diffs(chosen, index, values)
-                effects[index, first : first + len(plan.outcomes)] = found[0] - found[plan.outcomes]
+                effects[index, places] = found[0] - found[plan.outcomes]
 
         run(model, chosen, plan, done=done, engine=engine, memory_bytes=memory_bytes, splits=False)
-    return effects
+    low, high = metrics.mean_intervals(effects, seed=seed)
+    return PathEffects(list(edges), effects, effects.mean(axis=0), low, high, clean_ld)
 
 
-_PATHS_AT_ONCE = 64
+@dataclass(frozen=True)
+class _Path:
+    sender: tuple[int, int]
+    receiver: tuple[int, int] | None  # None: the logits
+    slots: str
+
+
+def _parsed(model: Model, source: str, target: str) -> _Path:
+    name, slot = split_slot(target)
+    sender, receiver = parse_head(source), parse_head(name)
+    fits = sender is not None and sender[0] < model.n_layers and sender[1] < model.n_heads
+    if receiver is not None and sender is not None:
+        fits &= sender[0] < receiver[0] < model.n_layers and receiver[1] < model.n_heads
+    if sender is None or not fits or (receiver is None and target != "logits"):
+        raise HeadcodesError(
+            "a path goes from a head to a later head of the model, or to logits",
+            f"{source}->{target}",
+            "Name it like ('a0.h1', 'a5.h5<q>').",
+        )
+    return _Path(sender, receiver, "" if receiver is None else slot or "qkv")
 
 
 class _Paths(Plan):
-    """A sender's row: its head corrupted, all later heads held at clean. A receiver's row: one slot from
-    there."""
+    """A row for every sender: its head corrupted, all others held at clean; and one for every receiver: a clean run
+    whose receiver alone is computed from the queries, keys or values of its sender's row."""
 
-    def __init__(self, model: Model, edges: Sequence[tuple[str, str]]) -> None:
-        self.group_size = model.n_heads // model.n_kv_heads
-        rows: list[tuple[int, int, Any]] = []
-        for order, (source, target) in enumerate(edges):
-            name, slot = split_slot(target)
-            sender, receiver = parse_head(source), parse_head(name)
-            fits = sender is not None and sender[0] < model.n_layers and sender[1] < model.n_heads
-            if receiver is not None and sender is not None:
-                fits &= sender[0] < receiver[0] < model.n_layers and receiver[1] < model.n_heads
-            if not fits or (receiver is None and target != "logits"):
-                raise HeadcodesError(
-                    "a path goes from a head to a later head of the model, or to logits",
-                    f"{source}->{target}",
-                    "Name it like ('a0.h1', 'a5.h5<q>').",
-                )
-            assert sender is not None
-            rows.append((sender[0], order, ("sender", sender)))
-            if receiver is not None:
-                rows.append((receiver[0], order, ("receiver", receiver, slot or "qkv")))
+    def __init__(self, paths: Sequence[_Path], group_size: int) -> None:
+        self.group_size = group_size
+        senders = list(dict.fromkeys(path.sender for path in paths))
+        rows: list[tuple[int, tuple[int, int] | int]] = [(sender[0], sender) for sender in senders]
+        rows += [(path.receiver[0], place) for place, path in enumerate(paths) if path.receiver is not None]
         rows.sort(key=lambda row: row[0])
-        self.starts = [layer for layer, _, _ in rows]
-        self.rows = [what for _, _, what in rows]
-        self.outcomes = [0] * len(edges)
-        self.sender_row = {}
-        for row, (_, order, what) in enumerate(rows, start=2):
-            if what[0] == "sender":
-                self.sender_row[order] = row
-            self.outcomes[order] = row  # a receiver's row comes after its sender's
-        self.order = [order for _, order, _ in rows]
+        self.starts = [layer for layer, _ in rows]
+        number = {what: row for row, (_, what) in enumerate(rows, start=2)}
+        self.senders = {sender: number[sender] for sender in senders}
+        # By layer: the receiver's row, its sender's, the head, the slots.
+        self.receivers: dict[int, list[tuple[int, int, int, str]]] = {}
+        self.outcomes = []
+        for place, path in enumerate(paths):
+            sender_row = number[path.sender]
+            self.outcomes.append(sender_row if path.receiver is None else number[place])
+            if path.receiver is not None:
+                layer, head = path.receiver
+                self.receivers.setdefault(layer, []).append((number[place], sender_row, head, path.slots))
 
     def edit_heads(self, layer: int, z: Tensor) -> None:
-        for row, what in enumerate(self.rows, start=2):
-            if what[0] == "sender" and layer >= what[1][0]:
+        for sender, row in self.senders.items():
+            if layer >= sender[0]:
                 z[row] = z[0]
-                if layer == what[1][0]:
-                    z[row, :, :, what[1][1]] = z[1, :, :, what[1][1]]
+                if layer == sender[0]:
+                    z[row, :, :, sender[1]] = z[1, :, :, sender[1]]
+        for row, _, head, _ in self.receivers.get(layer, ()):
+            received = z[row, :, :, head].clone()
+            z[row] = z[0]  # the other heads of its group read the clean key and value
+            z[row, :, :, head] = received
 
     def slots(self, layer: int) -> str:
-        wanted = {slot for what in self.rows if what[0] == "receiver" and what[1][0] == layer for slot in what[2]}
-        return "".join(sorted(wanted))
+        return "".join(sorted({slot for *_, slots in self.receivers.get(layer, ()) for slot in slots}))
 
     def edit_slot(self, layer: int, slot: str, values: Tensor) -> None:
-        for row, (what, order) in enumerate(zip(self.rows, self.order, strict=True), start=2):
-            if what[0] == "receiver" and what[1][0] == layer and slot in what[2]:
-                head = what[1][1] if slot == "q" else what[1][1] // self.group_size
-                values[row, :, :, head] = values[self.sender_row[order], :, :, head]
+        for row, sender_row, head, slots in self.receivers.get(layer, ()):
+            if slot in slots:
+                shared = head if slot == "q" else head // self.group_size
+                values[row, :, :, shared] = values[sender_row, :, :, shared]

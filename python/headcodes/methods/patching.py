@@ -33,7 +33,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
             n = model.n_components
             later = [(i, j) for i in range(n) for j in range(n) if i // model.n_heads < j // model.n_heads]
             edges = [(model.components[i], model.components[j]) for i, j in later]
-            effects = np.abs(path_effects(model, tokens, edges).mean(axis=0))
+            effects = np.abs(path_effects(model, tokens, edges).mean)
             pairs = np.zeros((n, n))
             for (i, j), effect in zip(later, effects, strict=True):
                 pairs[i, j] = pairs[j, i] = effect

@@ -13,6 +13,7 @@ import torch
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.interventions import patch as patching
 from headcodes.interventions import verify as verifying
+from headcodes.interventions.carried import carried_edges
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.paths import path_effects
 from headcodes.interventions.verify import verify
@@ -331,7 +332,14 @@ def plain_path(
         x[..., cut] = kept[0][..., cut]
         return x
 
-    patched = plain_ld(model, tokens, index, tokens.clean[index], after={module: edit})
+    def only_the_receiver(z: torch.Tensor) -> torch.Tensor:
+        cut = slice(receiver[1] * model.d_head, (receiver[1] + 1) * model.d_head)
+        rest = clean[receiver[0]].clone()
+        rest[..., cut] = z[..., cut]
+        return rest
+
+    alone = {model.projections[receiver[0]]: only_the_receiver}
+    patched = plain_ld(model, tokens, index, tokens.clean[index], alone, after={module: edit})
     return plain_ld(model, tokens, index, tokens.clean[index]) - patched
 
 
@@ -345,7 +353,7 @@ def test_paths_are_those_of_a_plain_loop(tiny_model: Any, family: str) -> None:
     assert np.all(np.abs(expected).max(axis=0) > 1e-4)
     for engine in ("walk", "forward"):
         found = path_effects(model, tokens, edges, engine=engine)  # type: ignore[arg-type]
-        np.testing.assert_allclose(found, expected, **CLOSE)
+        np.testing.assert_allclose(found.effects, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
@@ -394,8 +402,8 @@ def test_fused_projections_are_cut_right(tiny_model: Any, family: str) -> None:
 def test_a_slotless_edge_patches_all_three(tiny_model: Any) -> None:
     model = tiny_model("qwen2")
     tokens = answered(model, token_pairs())
-    whole = path_effects(model, tokens, [("a0.h0", "a1.h1")])
-    parts = path_effects(model, tokens, [("a0.h0", f"a1.h1<{slot}>") for slot in "qkv"])
+    whole = path_effects(model, tokens, [("a0.h0", "a1.h1")]).effects
+    parts = path_effects(model, tokens, [("a0.h0", f"a1.h1<{slot}>") for slot in "qkv"]).effects
     assert np.abs(whole[:, 0] - parts.sum(axis=1)).max() < np.abs(whole).max()
     assert np.abs(whole[:, 0] - parts[:, 0]).max() > 1e-6
     for edge in (("a1.h0", "a1.h1"), ("a2.h0", "a1.h1"), ("m0", "a1.h1"), ("a0.h0", "m1"), ("a0.h0", "a3.h0")):
@@ -417,3 +425,90 @@ def test_a_walk_that_goes_wrong_is_noticed(tiny_model: Any, monkeypatch: pytest.
     with pytest.warns(HeadcodesWarning, match="whole forward passes"):
         truth = causal_truth(model, tokens, cache=False)
     np.testing.assert_allclose(truth.effects, expected, **CLOSE)
+
+
+def test_a_shared_key_is_changed_for_one_head_alone(tiny_model: Any) -> None:
+    """Grouped queries are the same sums as a model in which every head has its own copy of its group's key and value:
+    there a path into one head can only change that head."""
+    grouped = tiny_model("llama")
+    assert grouped.n_kv_heads < grouped.n_heads
+    spread = tiny_model("llama", num_key_value_heads=grouped.n_heads)
+    weights = grouped.module.state_dict()
+    for name, tensor in weights.items():
+        if "k_proj" in name or "v_proj" in name:
+            by_head = tensor.unflatten(0, (grouped.n_kv_heads, -1))
+            weights[name] = by_head.repeat_interleave(grouped.n_heads // grouped.n_kv_heads, dim=0).flatten(0, 1)
+    spread.module.load_state_dict(weights)
+    tokens = answered(grouped, token_pairs())
+    edges = [("a0.h1", f"a2.h{head}<{slot}>") for head in range(grouped.n_heads) for slot in "qkv"]
+    expected = path_effects(spread, tokens, edges).effects
+    assert np.abs(expected).max() > 1e-4
+    np.testing.assert_allclose(path_effects(grouped, tokens, edges).effects, expected, **CLOSE)
+    # The receivers of one group differ, as they could not if a change were booked for the group.
+    assert np.abs(expected[:, 1] - expected[:, 4]).max() > 1e-5
+
+
+def test_paths_have_intervals_and_names(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    tokens = answered(model, token_pairs())
+    edges = [("a0.h1", "a2.h3<q>"), ("a0.h0", "logits")]
+    found = path_effects(model, tokens, edges)
+    np.testing.assert_allclose(found.mean, found.effects.mean(axis=0))
+    assert np.all((found.low <= found.mean) & (found.mean <= found.high))
+    assert [(row["from"], row["to"]) for row in found.as_rows()] == edges
+    assert found.confirmed(1e9) == []
+    with pytest.raises(HeadcodesError, match="paths to patch"):
+        path_effects(model, tokens, [])
+
+
+def slope(
+    model: Model, tokens: TokenPairs, index: int, sender: tuple[int, int], receiver: tuple[int, int], slot: str
+) -> float:
+    """How steeply LD falls as one head's query, key or value goes towards that of the sender's run, by a central
+    difference and plain hooks; every head has keys and values of its own."""
+    clean, corrupt = (seen(model, ids, model.projections) for ids in (tokens.clean[index], tokens.corrupt[index]))
+    held = [z.clone() for z in clean]
+    cut = slice(sender[1] * model.d_head, (sender[1] + 1) * model.d_head)
+    held[sender[0]][..., cut] = corrupt[sender[0]][..., cut]
+    layer = model.layers[receiver[0]]
+    streams: list[torch.Tensor] = []
+    for zs in (clean, held):
+        edits: dict[Any, Any] = {part: (lambda _x, z=z: z) for part, z in zip(model.projections, zs, strict=True)}
+        edits[layer] = lambda x: (streams.append(x.clone()), x)[1]
+        plain_ld(model, tokens, index, tokens.clean[index], edits)
+    module = getattr(model.attention(receiver[0]), f"{slot}_proj")
+    norm = layer.input_layernorm
+
+    def at(step: float) -> float:
+        with torch.no_grad():
+            moved = module(norm(streams[0] + step * (streams[1] - streams[0])))
+
+        def edit(x: torch.Tensor) -> torch.Tensor:
+            own = slice(receiver[1] * model.d_head, (receiver[1] + 1) * model.d_head)
+            x[..., own] = moved[..., own]
+            return x
+
+        return plain_ld(model, tokens, index, tokens.clean[index], after={module: edit})
+
+    return (at(-0.05) - at(0.05)) / 0.1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_carried_edges_are_slopes_of_path_patching(tiny_model: Any, family: str) -> None:
+    model = tiny_model(family, num_key_value_heads=4)
+    tokens = answered(model, token_pairs())
+    names, scores = carried_edges(model, tokens, [(0, 1), (1, 2), (2, 3)])
+    assert len(names) == 9
+    paths = [((0, 1), (1, 2), "k"), ((0, 1), (2, 3), "q"), ((1, 2), (2, 3), "v")]
+    for sender, receiver, slot in paths:
+        column = names.index((f"a{sender[0]}.h{sender[1]}", f"a{receiver[0]}.h{receiver[1]}<{slot}>"))
+        expected = [slope(model, tokens, index, sender, receiver, slot) for index in range(len(tokens))]
+        assert np.abs(expected).max() > 1e-4
+        np.testing.assert_allclose(scores[:, column], expected, atol=2e-3 * np.abs(expected).max(), rtol=2e-2)
+
+
+def test_carried_edges_need_two_layers(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    assert carried_edges(model, token_pairs(), [(1, 0), (1, 2)])[0] == []
+    with pytest.raises(HeadcodesError, match="layers of"):
+        carried_edges(model, token_pairs(), [(9, 0)])
