@@ -8,7 +8,7 @@ classes refuse labels with only one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -116,32 +116,18 @@ def pessimistic_area(false_positive_rate: ArrayLike, true_positive_rate: ArrayLi
     points the stair keeps the height of the left one. For methods that give one circuit a setting, as ACDC
     does a threshold.
     """
-    x, y = _kept_points(false_positive_rate, true_positive_rate)
-    return float(np.sum(np.diff(x) * y[:-1]))
-
-
-def trapezoid_area(false_positive_rate: ArrayLike, true_positive_rate: ArrayLike) -> float:
-    """Area under straight lines through the points that ``pessimistic_area`` keeps; never smaller than it."""
-    x, y = _kept_points(false_positive_rate, true_positive_rate)
-    return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
-
-
-def _kept_points(
-    false_positive_rate: ArrayLike, true_positive_rate: ArrayLike
-) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     x = np.concatenate([[0.0], np.asarray(false_positive_rate, dtype=np.float64).ravel(), [1.0]])
     y = np.concatenate([[0.0], np.asarray(true_positive_rate, dtype=np.float64).ravel(), [1.0]])
     if len(x) != len(y) or not (np.all((x >= 0) & (x <= 1)) and np.all((y >= 0) & (y <= 1))):
         raise HeadcodesError(
-            "operating points are equally many rates between 0 and 1",
+            "operating points must be equally many rates between 0 and 1",
             f"{len(x) - 2} and {len(y) - 2} values",
             "Give false and true positive rates.",
         )
     order = np.lexsort((-y, x))  # at equal x the highest comes first, and the others add nothing after it
     x, y = x[order], y[order]
     rises = np.concatenate([[True], y[1:] > np.maximum.accumulate(y)[:-1]])
-    # The last point closes the area at x = 1 even where it does not rise.
-    return np.append(x[rises], 1.0), np.append(y[rises], 1.0)
+    return float(np.sum(np.diff(x[rises], append=1.0) * y[rises]))
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -173,17 +159,6 @@ def at_k(scores: ArrayLike, labels: ArrayLike, k: int) -> AtCut:
     places = k - int(above.sum())
     hits = int(truth[above].sum()) + places * float(truth[tied].mean())
     return AtCut.of(k, hits, int(truth.sum()), len(flat))
-
-
-def at_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float) -> AtCut:
-    """Take every score above ``threshold``.
-
-    Raises:
-        HeadcodesError: as ``roc_auc``.
-    """
-    flat, truth = _checked(scores, labels)
-    taken = flat > threshold
-    return AtCut.of(int(taken.sum()), int(truth[taken].sum()), int(truth.sum()), len(flat))
 
 
 def pair_auc(pair_scores: ArrayLike, pair_labels: ArrayLike, n_heads: int) -> float:
@@ -229,17 +204,11 @@ def spearman(scores: ArrayLike, effects: ArrayLike) -> float:
     y = np.abs(np.asarray(effects, dtype=np.float64)).ravel()
     if x.shape != y.shape:
         raise HeadcodesError("scores and effects are equally many", f"{x.size} and {y.size}", "Use one model.")
-    x, y = _ranks(x), _ranks(y)
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt(float(x @ x) * float(y @ y))
-    return float(x @ y) / scale if scale else math.nan
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    from scipy.stats import spearmanr
 
-
-def _ranks(values: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    """Rank from 1, equal values sharing the mean of their places."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Float[np.ndarray, " k"] = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    return ranks
+    return float(spearmanr(x, y).statistic)
 
 
 def largest(effects: ArrayLike, k: int) -> Bool[np.ndarray, "*shape"]:
@@ -313,18 +282,6 @@ def against_effects(
     """
     flat = np.asarray(scores, dtype=np.float64).ravel()
     return bootstrap(lambda rows: metric(flat, largest(effects[rows].mean(axis=0), top)), len(effects), **options)
-
-
-def over_seeds(values: Sequence[float]) -> dict[str, float]:
-    """Return mean, sample standard deviation (0 for one value), min, max and n of one value a seed."""
-    array = np.asarray(values, dtype=np.float64)
-    return {
-        "mean": float(array.mean()),
-        "std": float(array.std(ddof=1)) if array.size > 1 else 0.0,
-        "min": float(array.min()),
-        "max": float(array.max()),
-        "n": int(array.size),
-    }
 
 
 def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Float[np.ndarray, " k"], Bool[np.ndarray, " k"]]:

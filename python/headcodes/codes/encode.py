@@ -104,14 +104,6 @@ def encode(
     return codes if isinstance(sae, Sequence) else codes[0]
 
 
-def dead_share(codes: Int[Tensor, "*shape"]) -> float:
-    """Return the share of codes that are -1: of rows without any active latent. nan where there are no codes.
-
-    Only codes made with ``dead=-1`` can tell. The published recipe's codes are ``codes.clamp(min=0)`` of them.
-    """
-    return (codes == DEAD).double().mean().item()
-
-
 def folding_pays(n_prompt: int, d_head: int, d_model: int, d_sae: int) -> bool:
     """Say whether ``z @ (W_O @ W_enc)`` costs fewer multiplications than ``(z @ W_O) @ W_enc``.
 

@@ -101,14 +101,10 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
     return found
 
 
-# Two-sided 95% quantiles of Student's t for 1 to 10 degrees of freedom; the normal's beyond 30.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
 def _half_width(values: np.ndarray) -> float:
-    n = len(values)
-    quantile = _T[n - 2] if n - 2 < len(_T) else 2.09 if n <= 30 else 1.96
-    return float(quantile * values.std(ddof=1) / math.sqrt(n))
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.integrate import trapezoid
 
 from headcodes.errors import HeadcodesError
 from headcodes.evaluation.faithfulness import Ablation, Engine, behaviour, normalised
@@ -65,8 +66,8 @@ def cpr_cmd(
 
     signed, absolute = curve_of(flat), curve_of(np.abs(flat))
     return {
-        "cpr": area(shares, signed),
-        "cmd": area(shares, [abs(1 - value) for value in absolute]),
+        "cpr": float(trapezoid(signed, shares)),
+        "cmd": float(trapezoid([abs(1 - value) for value in absolute], shares)),
         "shares": list(shares),
         "f_signed": signed,
         "f_absolute": absolute,
@@ -178,8 +179,3 @@ def _cpr_cmd_together(
     cpr_cmd(note, scores, shares=shares)
     known = dict(zip(wanted, together(wanted), strict=True))
     return cpr_cmd(lambda taken: known[tuple(taken)], scores, shares=shares)
-
-
-def area(x: Sequence[float], y: Sequence[float]) -> float:
-    """Return the area under straight lines through the points, x rising."""
-    return float(sum((b - a) * (u + v) / 2 for a, b, u, v in zip(x, x[1:], y, y[1:], strict=False)))

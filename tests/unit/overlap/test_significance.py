@@ -8,7 +8,7 @@ import torch
 
 from headcodes.errors import HeadcodesError
 from headcodes.overlap.counts import pair_unique_counts, unique_counts
-from headcodes.overlap.significance import node_significance, pair_significance, permuted_labels, q_values
+from headcodes.overlap.significance import node_significance, pair_significance, permuted_labels
 
 
 def codes(seed, n_pos=30, n_neg=30, n_component=7, n_codes=12, dead=0.2):
@@ -174,21 +174,24 @@ def test_pairs_of_selected_heads():
     both = pair_significance(pos, neg, paired=True, n_permutations=300, selected=[1, 0, 3])
     np.testing.assert_array_equal(both.q, both.q.T)
     assert np.isfinite(both.q).sum() == 6
-    np.testing.assert_allclose(both.q[[0, 0, 1], [1, 3, 3]], q_values(both.p[[0, 0, 1], [1, 3, 3]]))
+    p = both.p[[0, 0, 1], [1, 3, 3]]
+    np.testing.assert_allclose(
+        both.q[[0, 0, 1], [1, 3, 3]], [min(1, *(3 * s / (p <= s).sum() for s in p if s >= r)) for r in p]
+    )
     mask = pair_significance(pos, neg, paired=True, n_permutations=300, selected=np.arange(12) == 5)
     assert mask.selected.tolist() == [5]
     assert np.isnan(mask.q).all()
 
 
-def test_q_values_against_the_definition():
-    rng = np.random.default_rng(0)
-    p = np.round(rng.random(200) ** 3, 3)  # with ties
-    q = q_values(p)
+def test_q_values_select_as_benjamini_and_hochberg_define() -> None:
+    pos, neg = codes(2)
+    found = node_significance(pos, neg, paired=True, n_permutations=300, dead=-1)
+    p, n = found.p, found.p.size
+    assert 0 < (found.q <= 0.2).sum() < n
     for fdr in (0.01, 0.05, 0.2, 1.0):
-        passes = [k for k in range(1, 201) if np.sort(p)[k - 1] <= fdr * k / 200]
+        passes = [k for k in range(1, n + 1) if np.sort(p)[k - 1] <= fdr * k / n]
         limit = np.sort(p)[passes[-1] - 1] if passes else -1
-        np.testing.assert_array_equal(q <= fdr + 1e-12, p <= limit)
-    assert q_values([]).tolist() == []
+        np.testing.assert_array_equal(found.q <= fdr + 1e-12, p <= limit)
 
 
 def test_kinds_and_edges():
