@@ -15,13 +15,14 @@ from headcodes import methods
 from headcodes.circuit.agreement import SeedScores
 from headcodes.codes.encode import resolve_backend
 from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.interventions.metric import METRICS
 from headcodes.methods.inputs import Inputs
 from headcodes.models.asked import ask
 from headcodes.models.devices import torch_threads
 from headcodes.prompts.pairs import PromptPairs
 from headcodes.provenance import versions
 from headcodes.result import Result
-from headcodes.settings import SETTINGS, Bos, Positions, Settings, check_seeds
+from headcodes.settings import SETTINGS, Bos, Metric, Positions, Settings, check_seeds
 
 if TYPE_CHECKING:
     from headcodes.interventions.verify import Verification
@@ -50,6 +51,7 @@ def discover(
     threads: int | None = None,
     fdr: float | None = None,
     verify: int | None = None,
+    metric: Metric | None = None,
 ) -> Result:
     """Find the heads (``level="edge"``: and the pairs of heads) of ``model`` that tell ``pairs`` apart.
 
@@ -75,18 +77,25 @@ def discover(
         verify: patch this many of the best-ranked heads exactly (``headcodes.interventions.verify``). A stage of its
             own: the scores stay what they were without it.
 
+        metric: of methods that work with one (``Method.metric``): "logit-diff", "prob-diff", "kl" or "nll"
+            (``headcodes.interventions.metric``); the method's own unless told.
+
     Raises:
         HeadcodesError: something given cannot be used; the message says what and how to mend it.
     """
     with torch_threads(threads):
         tokens = ask(model, pairs, bos)
         settings = Settings(bos=bos, positions=positions, n_train=n_train)
-        inputs = Inputs(model, tokens, settings, backend)
+        inputs = Inputs(model, tokens, settings, backend, metric=metric)
         return explain(inputs, method, level=level, seed=seed, seeds=seeds, fdr=fdr, verify=verify)
 
 
 def check_request(
-    method: str, fdr: float | None = None, verify: int | None = None, seeds: Sequence[int] | None = None
+    method: str,
+    fdr: float | None = None,
+    verify: int | None = None,
+    seeds: Sequence[int] | None = None,
+    metric: str | None = None,
 ) -> None:
     """Refuse what cannot be done before any work: a typing error should not cost a forward pass.
 
@@ -94,6 +103,15 @@ def check_request(
         HeadcodesError: see ``discover``.
     """
     chosen = methods.get(method)
+    if metric is not None and metric not in METRICS:
+        raise HeadcodesError(f"a metric is one of {', '.join(METRICS)}", repr(metric), "Leave it at the method's own.")
+    if metric is not None and chosen.metric is None:
+        others = ", ".join(name for name, other in methods.METHODS.items() if other.metric)
+        raise HeadcodesError(
+            "a metric can be chosen for methods that work with one",
+            f"metric= with {method!r}",
+            f"Use one of: {others}.",
+        )
     if fdr is not None and not 0 < fdr <= 1:
         raise HeadcodesError("fdr lies in (0, 1]", str(fdr), "0.05 is usual.")
     if fdr is not None and not chosen.permutable:
@@ -126,7 +144,7 @@ def explain(
     Raises:
         HeadcodesError: see ``discover``.
     """
-    check_request(method, fdr, verify, seeds)
+    check_request(method, fdr, verify, seeds, inputs.metric)
     start = time.perf_counter()
     captured_before_s = inputs.capture_s
     task_check = inputs.task_check
@@ -175,6 +193,7 @@ def explain(
         node_tests=nodes,
         pair_tests=pairs,
         verification=verification,
+        metric=inputs.metric or chosen.metric,
         timings_s=stages | {"total": elapsed_s},
         versions=versions(),
     )

@@ -51,6 +51,7 @@ class Result(Settings):
             at this false-discovery rate, are let into the circuit. Passing is not membership in the circuit.
         node_tests, pair_tests: permutation tests behind the filter; pair_tests at edge level.
         verification: exact effects of the best-ranked heads, where asked for.
+        metric: of the answer that the method worked with; None: it works with none.
         by_seed: every seed's scores, where ``seeds`` were asked for: the scores here are then their means, codes and
             autoencoder the first seed's.
     """
@@ -69,6 +70,7 @@ class Result(Settings):
     pair_tests: PairSignificance | None = None
     verification: Verification | None = None
     by_seed: SeedScores | None = None
+    metric: str | None = None
 
     def __post_init__(self) -> None:
         # Bounds are those of what can be asked for: a model of the caller's own may have another dtype.
@@ -174,6 +176,7 @@ class Result(Settings):
             document["verification"] = self.verification.as_rows()
         return document | {
             "circuit": self.circuit(top).as_lists(),
+            **({} if self.metric is None else {"metric": self.metric}),
             "task_check": self.task_check.as_dict(),
             "dead_share": self.findings.dead_share,
             "timings_s": {stage: round(seconds, 4) for stage, seconds in self.timings_s.items()},

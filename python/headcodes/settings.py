@@ -13,6 +13,7 @@ from headcodes.errors import HeadcodesError
 
 Level = Literal["node", "edge"]
 Bos = Literal["auto", "yes", "no"]
+Metric = Literal["logit-diff", "prob-diff", "kl", "nll"]
 # Which of a prompt's positions are averaged: all, the last, or those of a list a prompt, which results call "given".
 Positions = Literal["mean", "last", "given"] | Sequence[Sequence[int]]
 

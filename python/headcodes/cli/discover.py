@@ -29,7 +29,7 @@ from headcodes.cli.prompts import (
 )
 from headcodes.cli.started import STARTED
 from headcodes.cli.table import table
-from headcodes.settings import Settings, parse_seeds
+from headcodes.settings import Metric, Settings, parse_seeds
 
 
 def discover(
@@ -48,6 +48,9 @@ def discover(
         bool, typer.Option("--whole-answers", help="Judge answers of several tokens as whole sequences too.")
     ] = False,
     method: Annotated[str, typer.Option(help="How heads are scored (headcodes methods).")] = Settings.method,
+    metric: Annotated[
+        Metric | None, typer.Option(help="Of the answer, for methods that work with one; their own by default.")
+    ] = None,
     level: options.Level = "node",
     n_prompts: options.NPrompts = Settings.n_prompts,
     n_train: options.NTrain = Settings.n_train,
@@ -89,7 +92,7 @@ def discover(
     if prompts is not None and negative is not None:
         raise HeadcodesError("--negative belongs to a task", "it together with --prompts", "Leave one out.")
     of_method = parse_seeds(seeds) if seeds is not None else None
-    discovery.check_request(method, fdr, verify, of_method)
+    discovery.check_request(method, fdr, verify, of_method, metric)
     if chat and bos == "auto":
         bos = "no"  # the template puts it
     wanted = Asked(prompts, columns, skip_bad, leading_space, corrupt, chat, system)
@@ -113,13 +116,13 @@ def discover(
 
         recalled = activation_cache.recall(request, where, load) if cache and request is not None else None
         if recalled is not None:
-            inputs = Inputs(recalled.model, recalled.tokens, settings, cache=True)
+            inputs = Inputs(recalled.model, recalled.tokens, settings, cache=True, metric=metric)
         else:
             loaded = load()
             if pairs is None:
                 pairs = chosen.build(loaded.tokenizer, n=n_prompts, seed=seed, negative=negative)
             tokens = wanted.ask(loaded, pairs, bos, seed)
-            inputs = Inputs(loaded, tokens, settings, cache=cache, request=request)
+            inputs = Inputs(loaded, tokens, settings, cache=cache, request=request, metric=metric)
         state(inputs.tokens.pairs)
         if whole_answers:
             inputs.whole_answers = whole_answer_differences(inputs.model, inputs.tokens)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
+from headcodes.interventions.metric import measure, whole_vocabulary
 from headcodes.interventions.reads import Reads, edge_names, input_major
 from headcodes.interventions.runs import (
     Batch,
@@ -28,6 +29,7 @@ from headcodes.interventions.runs import (
     run,
 )
 from headcodes.models.hooks import Edit, edit_input
+from headcodes.settings import Metric
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 
 Ablation = Literal["corrupted", "zero"]
-Loss = Literal["kl", "logit-diff"]
 
 
 @dataclass
@@ -56,7 +57,7 @@ class HeadAblation:
         HeadcodesError: clean and corrupted prompt of a pair differ in length (corrupted ablation).
     """
 
-    def __init__(self, model: Model, tokens: TokenPairs, ablation: Ablation, loss: Loss) -> None:
+    def __init__(self, model: Model, tokens: TokenPairs, ablation: Ablation, loss: Metric) -> None:
         if ablation == "corrupted":
             require_equal_lengths(tokens, "corrupted ablation")
         self.model, self.ablation, self.kind, self.n_pairs = model, ablation, loss, len(tokens)
@@ -69,7 +70,7 @@ class HeadAblation:
         return sum(float(each.batch.logit_diff(each.clean).sum()) for each in self.references) / self.n_pairs
 
     def _reference(self, batch: Batch) -> _Reference:
-        whole = self.kind == "kl"
+        whole = whole_vocabulary(self.kind)
         clean = run(self.model, batch.clean, batch, whole_vocabulary=whole)
         ablated = clean
         if self.ablation == "corrupted":
@@ -100,7 +101,7 @@ class HeadAblation:
                     reference.batch.clean,
                     reference.batch,
                     edits=Edits(z=edits),
-                    whole_vocabulary=self.kind == "kl",
+                    whole_vocabulary=whole_vocabulary(self.kind),
                 )
                 total += self._loss(reference, parts.logits)
         return total / self.n_pairs
@@ -114,13 +115,13 @@ def _swapped(gone: Bool[Tensor, " column"], other: Tensor) -> Edit:
 
 
 def loss_of(
-    kind: Loss, batch: Batch, clean: Float[Tensor, "batch n_logit"], logits: Float[Tensor, "batch n_logit"]
+    kind: Metric, batch: Batch, clean: Float[Tensor, "batch n_logit"], logits: Float[Tensor, "batch n_logit"]
 ) -> Float[Tensor, " batch"]:
-    """Return each row's loss: KL of the answer's distribution from the clean model's, or the logit difference lost."""
+    """Return each row's loss: KL of the answer's distribution from the clean model's, or what is lost of the metric."""
     if kind == "kl":
         expected = clean.log_softmax(1)
         return (expected.exp() * (expected - logits.log_softmax(1))).sum(1)
-    return batch.logit_diff(clean) - batch.logit_diff(logits)
+    return measure(kind, batch, clean) - measure(kind, batch, logits)
 
 
 class EdgeAblation(HeadAblation):
@@ -137,7 +138,7 @@ class EdgeAblation(HeadAblation):
             whose projections are unknown; grouped queries in attention that cannot be told how many keys there are.
     """
 
-    def __init__(self, model: Model, tokens: TokenPairs, ablation: Ablation, loss: Loss) -> None:
+    def __init__(self, model: Model, tokens: TokenPairs, ablation: Ablation, loss: Metric) -> None:
         if model.n_kv_heads != model.n_heads and not hasattr(model.attention(0), _GROUPS):
             raise HeadcodesError(
                 "edges can be cut where every head has, or can be given, keys and values of its own",
@@ -176,7 +177,7 @@ class EdgeAblation(HeadAblation):
                     reference.batch.clean,
                     reference.batch,
                     also=cut.cutting(),
-                    whole_vocabulary=self.kind == "kl",
+                    whole_vocabulary=whole_vocabulary(self.kind),
                 )
                 total += self._loss(reference, parts.logits)
         return total / self.n_pairs

@@ -23,9 +23,11 @@ from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write, cache_dir, checksum
 from headcodes.interventions.edits import Plan, groups
+from headcodes.interventions.metric import measure_rows, whole_vocabulary
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, run
 from headcodes.progress import progress as progress_bar
 from headcodes.prompts.task_check import logit_differences
+from headcodes.settings import Metric
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,6 +127,7 @@ def causal_truth(
     cache: bool = True,
     engine: Engine = "auto",
     memory_bytes: int = DEFAULT_SWEEP_BYTES,
+    metric: Metric = "logit-diff",
 ) -> CausalTruth:
     """Patch every head (and MLP) on every answered pair.
 
@@ -141,6 +144,8 @@ def causal_truth(
         cache: Read and write the cache.
         engine: See ``headcodes.interventions.walk.run``.
         memory_bytes: See ``headcodes.interventions.walk.run``.
+        metric: What effects are of (``headcodes.interventions.metric``). Which pairs are answered right is always told
+            by the logit difference.
 
     Raises:
         HeadcodesError: unequal lengths, no answered pair, or another value of ``components``.
@@ -155,7 +160,7 @@ def causal_truth(
     if components == "heads+mlps":
         parts += [(layer, None) for layer in range(model.n_layers)]
         names += [f"m{layer}" for layer in range(model.n_layers)]
-    effects = patch_effects(model, chosen, parts, components, progress, cache, engine, memory_bytes)
+    effects = patch_effects(model, chosen, parts, components, progress, cache, engine, memory_bytes, metric)
     return CausalTruth(
         effects=effects,
         clean_ld=clean_ld,
@@ -211,14 +216,13 @@ def answered(
     return tokens.subset(chosen.tolist()), clean[chosen], corrupt[chosen], len(right), len(clean)
 
 
-def logit_diffs(tokens: TokenPairs, index: int, logits: list[Tensor]) -> Float[np.ndarray, " n_row"]:
-    """Return the logit difference of every row of one pair, float64."""
-    values = torch.cat(logits).to("cpu", torch.float64)
-    n_right = len(tokens.answers[index])
-    difference: Float[np.ndarray, " n_row"] = (
-        values[:, :n_right].logsumexp(1) - values[:, n_right:].logsumexp(1)
-    ).numpy()
-    return difference
+def logit_diffs(
+    tokens: TokenPairs, index: int, logits: list[Tensor], metric: Metric = "logit-diff"
+) -> Float[np.ndarray, " n_row"]:
+    """Return the logit difference, or another metric, of every row of one pair, float64; row 0 is the clean run."""
+    values = measure_rows(metric, torch.cat(logits), tokens.answers[index], tokens.wrong_answers[index])
+    found: Float[np.ndarray, " n_row"] = values.cpu().numpy()
+    return found
 
 
 def patch_effects(
@@ -230,8 +234,11 @@ def patch_effects(
     cache: bool,
     engine: Engine,
     memory_bytes: int,
+    metric: Metric = "logit-diff",
 ) -> Float[np.ndarray, "n_pairs n_part"]:
-    """Return LD(clean) - LD(part patched) for every pair and part, parts in the order given."""
+    """Return L(clean) - L(part patched) for every pair and part, parts in the order given, L being a metric."""
+    if metric != "logit-diff":
+        components = f"{components} {metric}"  # other effects, under another name in the cache
     effects = np.empty((len(tokens), len(parts)))
     paths = [_cache_path(model, tokens, index, components) if cache else None for index in range(len(tokens))]
     missing = [index for index, path in enumerate(paths) if not _read(path, effects[index])]
@@ -244,13 +251,14 @@ def patch_effects(
 
         def done(indices: list[int], logits: list[list[Tensor]]) -> None:
             for index, values in zip(indices, logits, strict=True):
-                found = logit_diffs(todo, index, values)
+                found = logit_diffs(todo, index, values, metric)
                 row = effects[missing[index]]
                 row[by_layer] = found[0] - found[2:]
                 _write(paths[missing[index]], row)
             advance(len(indices))
 
-        run(model, todo, plan, done=done, engine=engine, memory_bytes=memory_bytes)
+        whole = whole_vocabulary(metric)
+        run(model, todo, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=whole)
     return effects
 
 

@@ -24,6 +24,7 @@ METHODS: dict[str, Method] = {
             "default",
             coded=True,
             permutable=True,
+            metric="logit-diff",
         ),
         Method(
             "attribution",
@@ -34,6 +35,7 @@ METHODS: dict[str, Method] = {
             "attribution",
             coded=True,
             permutable=True,
+            metric="logit-diff",
         ),
         Method(
             "contrast",
@@ -103,6 +105,7 @@ METHODS: dict[str, Method] = {
             "backward",
             ("node",),
             "hisp",
+            metric="logit-diff",
         ),
         Method(
             "eap",
@@ -111,6 +114,7 @@ METHODS: dict[str, Method] = {
             "backward",
             ("node", "edge"),
             "eap",
+            metric="logit-diff",
         ),
         Method(
             "eap-ig-inputs",
@@ -119,6 +123,7 @@ METHODS: dict[str, Method] = {
             "backward",
             ("node", "edge"),
             "eap",
+            metric="logit-diff",
         ),
         Method(
             "eap-ig-activations",
@@ -127,6 +132,7 @@ METHODS: dict[str, Method] = {
             "backward",
             ("node", "edge"),
             "eap",
+            metric="logit-diff",
         ),
         Method(
             "hybrid",
@@ -137,6 +143,7 @@ METHODS: dict[str, Method] = {
             "hybrid",
             coded=True,
             seeded=True,
+            metric="logit-diff",
         ),
         Method(
             "acdc",
@@ -145,6 +152,7 @@ METHODS: dict[str, Method] = {
             "ablation",
             ("node", "edge"),
             "acdc",
+            metric="kl",
         ),
         Method(
             "sp",
@@ -154,6 +162,7 @@ METHODS: dict[str, Method] = {
             ("node",),
             "sp",
             seeded=True,
+            metric="kl",
         ),
         Method(
             "patching",
@@ -162,6 +171,7 @@ METHODS: dict[str, Method] = {
             "ablation",
             ("node", "edge"),
             "patching",
+            metric="logit-diff",
         ),
     )
 }

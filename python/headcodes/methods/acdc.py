@@ -10,7 +10,7 @@ import torch
 
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Edges
-from headcodes.interventions.ablate import Ablation, EdgeAblation, HeadAblation, Loss, edge_order
+from headcodes.interventions.ablate import Ablation, EdgeAblation, HeadAblation, edge_order
 from headcodes.interventions.reads import edge_names
 from headcodes.methods.eap import pair_scores
 from headcodes.methods.findings import Findings
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
     from headcodes.models.model import Model
+    from headcodes.settings import Metric
 
 THRESHOLDS = tuple(float(threshold) for threshold in 10 ** np.linspace(-4, 0, 21))
 MOST_EDGES = 5000
@@ -35,7 +36,7 @@ def find(
     seed: int,
     *,
     ablation: Ablation = "corrupted",
-    loss: Loss = "kl",
+    loss: Metric | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> Findings:
     """Score every edge (a head, where edges are too many) by the largest threshold at which it survives, 0 if at
@@ -49,13 +50,14 @@ def find(
 
     Args:
         ablation: "corrupted" or "zero".
-        loss: "kl" or "logit-diff".
+        loss: the metric whose loss is measured; the inputs' own, else "kl".
         thresholds: in the loss's unit.
 
     Raises:
         HeadcodesError: edges asked for in a model that can only be searched by heads.
     """
     model, tokens = inputs.model, inputs.tokens
+    loss = loss or inputs.metric or "kl"
     findings = Findings.of(model)
     by_edges = _fits(model)
     if level == "edge" and not by_edges:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from headcodes.errors import HeadcodesError
+from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
 from headcodes.interventions.runs import batches, node_bytes_per_token, ready, run
 from headcodes.methods import code_sets
 from headcodes.methods.findings import Findings
 from headcodes.models.devices import free_bytes
 from headcodes.progress import progress
+from headcodes.settings import Metric
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -75,19 +77,23 @@ def robust(products: Float[Tensor, "n_pairs n"]) -> Float[Tensor, " n"]:
 
 def _products(inputs: Inputs, tokens: TokenPairs) -> Float[Tensor, "n_pairs n_component"]:
     """Return ``products``, or what an earlier run kept of them: then no model need be opened."""
+    metric = inputs.metric or "logit-diff"
     if not inputs.cache:
-        return products(inputs.model, tokens)
+        return products(inputs.model, tokens, metric)
     from headcodes.activations.cache import kept
 
-    return kept(inputs.model, tokens, "products", lambda: {"products": products(inputs.model, tokens)})["products"]
+    what = "products" if metric == "logit-diff" else f"products {metric}"
+    return kept(inputs.model, tokens, what, lambda: {"products": products(inputs.model, tokens, metric)})["products"]
 
 
-def products(model: Model, tokens: TokenPairs) -> Float[Tensor, "n_pairs n_component"]:
-    """Return (z_clean - z_corrupt) . dLD/dz of every pair and head, float64, in logits, from one backward pass.
+def products(model: Model, tokens: TokenPairs, metric: Metric = "logit-diff") -> Float[Tensor, "n_pairs n_component"]:
+    """Return (z_clean - z_corrupt) . dL/dz of every pair and head, float64, from one backward pass, L being a metric
+    (``interventions.metric``) at the clean run.
 
     Raises:
         GradientError: see ``find_many``.
     """
+    refuse_flat(metric, "attribution")
     if not model.dtype.is_floating_point:
         raise GradientError.because(f"the weights are stored as {model.dtype}")
     if any(part.is_meta for part in model.module.parameters()):
@@ -102,8 +108,8 @@ def products(model: Model, tokens: TokenPairs) -> Float[Tensor, "n_pairs n_compo
         for batch in batches(tokens, node_bytes_per_token(model)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
-            clean = run(model, batch.clean, batch)
-            gradients = torch.autograd.grad(batch.logit_diff(clean.logits).sum(), clean.z)
+            clean = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
+            gradients = torch.autograd.grad(measure(metric, batch, clean.logits).sum(), clean.z)
             for layer, gradient in enumerate(gradients):
                 heads = slice(layer * model.n_heads, (layer + 1) * model.n_heads)
                 difference = clean.z[layer].detach().float() - corrupt.z[layer].float()

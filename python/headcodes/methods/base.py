@@ -13,6 +13,7 @@ from headcodes.settings import Level
 if TYPE_CHECKING:
     from headcodes.methods.findings import Findings
     from headcodes.methods.inputs import Inputs
+    from headcodes.settings import Metric
 
 Cost = Literal["forward", "backward", "ablation", "none"]
 
@@ -32,6 +33,7 @@ class Method:
         coded: whether scores come from the codes of an autoencoder: those of several seeds are trained and used
             together.
         permutable: whether codes are counted, which a permutation test can do again under other labels.
+        metric: of the answer that it works with unless told (``interventions.metric``); None: it has none.
         seeded: whether another seed gives other scores; codes alone may depend on it without.
     """
 
@@ -44,6 +46,7 @@ class Method:
     coded: bool = False
     permutable: bool = False
     seeded: bool = False
+    metric: Metric | None = None
 
     def find(self, inputs: Inputs, level: Level = "node", seed: int = 0) -> Findings:
         """Score every head of ``inputs.model``, and every pair of heads where ``level`` is ``"edge"``.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headcodes.errors import HeadcodesWarning
+from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.methods import attribution, contrast
 from headcodes.methods.findings import Findings
 
@@ -34,6 +34,12 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
         except torch.OutOfMemoryError:
             reason = f"a backward pass does not fit the memory of {inputs.model.device}"
     if found is None:
+        if inputs.metric is not None:
+            raise HeadcodesError(
+                "a metric needs gradients, else default stands for contrast, which has none",
+                f"{inputs.metric}: {reason}",
+                "Leave --metric out, or use --method patching.",
+            )
         if inputs.gradient:
             warnings.warn(
                 f"default stands for contrast, which ranks heads less well than attribution: {reason}",

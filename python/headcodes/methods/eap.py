@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from headcodes.graph import Edges
+from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
 from headcodes.interventions.reads import Reads, edge_bytes_per_token, edge_names
 from headcodes.interventions.runs import (
     NO_EDITS,
@@ -40,6 +41,7 @@ from headcodes.interventions.runs import (
 )
 from headcodes.methods.findings import Findings
 from headcodes.progress import progress
+from headcodes.settings import Metric
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -68,6 +70,9 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
     """
     model, tokens = inputs.model, inputs.tokens
     require_equal_lengths(tokens, name)
+    metric = inputs.metric or "logit-diff"
+    if name == "eap":
+        refuse_flat(metric, name)
     findings = Findings.of(model)
     totals = _Totals(model, edges=level == "edge")
     per_token = edge_bytes_per_token(model) if level == "edge" else node_bytes_per_token(model)
@@ -76,7 +81,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
         for batch in batches(tokens, per_token):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
-            for each in passes(model, batch, corrupt, steps):
+            for each in passes(model, batch, corrupt, steps, metric):
                 each.run(totals)
             advance(len(batch.rows))
     n_pairs = len(tokens)
@@ -134,6 +139,7 @@ class _Pass:
         edits: what is changed on the way.
         weight: of this pass among those that are averaged.
         only: score this part alone; all parts where None.
+        metric: what gradients are taken of.
     """
 
     model: Model
@@ -143,11 +149,13 @@ class _Pass:
     edits: Edits = NO_EDITS
     weight: float = 1.0
     only: tuple[Kind, int] | None = None
+    metric: Metric = "logit-diff"
 
     def run(self, totals: _Totals) -> None:
         reads = None if totals.edges is None else Reads(self.model)
         also = None if reads is None else reads.recording()
-        parts = run(self.model, self.batch.clean, self.batch, edits=self.edits, also=also)
+        whole = whole_vocabulary(self.metric)
+        parts = run(self.model, self.batch.clean, self.batch, edits=self.edits, also=also, whole_vocabulary=whole)
         differences = _differences(self.clean or parts, self.corrupt)
         tensors: dict[tuple[str, int], Tensor] = {key: parts.get(*key) for key in self._scored(parts)}
         if reads is not None:
@@ -156,7 +164,7 @@ class _Pass:
             tensors["logits", 0] = reads.final_in
         # What lies before an edited part has no gradient through it, and is not asked for below.
         found = torch.autograd.grad(
-            self.batch.logit_diff(parts.logits).sum(),
+            measure(self.metric, self.batch, parts.logits, None if self.clean is None else self.clean.logits).sum(),
             list(tensors.values()),
             retain_graph=reads is not None,
             allow_unused=True,
@@ -213,21 +221,21 @@ def _differences(clean: Parts, corrupt: Parts) -> Parts:
     )
 
 
-def _clean(model: Model, batch: Batch, corrupt: Parts, steps: int) -> Iterator[_Pass]:
-    yield _Pass(model, batch, corrupt)
+def _clean(model: Model, batch: Batch, corrupt: Parts, steps: int, metric: Metric) -> Iterator[_Pass]:
+    yield _Pass(model, batch, corrupt, metric=metric)
 
 
-def _inputs(model: Model, batch: Batch, corrupt: Parts, steps: int) -> Iterator[_Pass]:
+def _inputs(model: Model, batch: Batch, corrupt: Parts, steps: int, metric: Metric) -> Iterator[_Pass]:
     with torch.no_grad():
-        clean = run(model, batch.clean, batch)
+        clean = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
     for step in range(1, steps + 1):
         edits = Edits(input=_between(corrupt.input, clean.input, step / steps))
-        yield _Pass(model, batch, corrupt, clean, edits, 1 / steps)
+        yield _Pass(model, batch, corrupt, clean, edits, 1 / steps, metric=metric)
 
 
-def _activations(model: Model, batch: Batch, corrupt: Parts, steps: int) -> Iterator[_Pass]:
+def _activations(model: Model, batch: Batch, corrupt: Parts, steps: int, metric: Metric) -> Iterator[_Pass]:
     with torch.no_grad():
-        clean = run(model, batch.clean, batch)
+        clean = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
     keys: list[tuple[Kind, int]] = [("input", 0)]
     keys += [("z", layer) for layer in range(len(clean.z))]
     keys += [("mlp", layer) for layer in range(len(clean.mlp))]
@@ -239,7 +247,7 @@ def _activations(model: Model, batch: Batch, corrupt: Parts, steps: int) -> Iter
                 "z": Edits(z={layer: between}),
                 "mlp": Edits(mlp={layer: between}),
             }[kind]
-            yield _Pass(model, batch, corrupt, clean, edits, 1 / steps, (kind, layer))
+            yield _Pass(model, batch, corrupt, clean, edits, 1 / steps, (kind, layer), metric)
 
 
 def _between(corrupt: Tensor, clean: Tensor, share: float) -> Callable[[Tensor], Tensor]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
 from headcodes.interventions.runs import batches, node_bytes_per_token, ready, run
 from headcodes.methods.findings import Findings
 from headcodes.progress import progress
@@ -22,12 +23,14 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     not used: the gate closes towards zero.
     """
     model, tokens = inputs.model, inputs.tokens
+    metric = inputs.metric or "logit-diff"
+    refuse_flat(metric, name)
     findings = Findings.of(model)
     total = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
     with findings.timed("attribute"), ready(model), progress("attributing", total=len(tokens)) as advance:
         for batch in batches(tokens, node_bytes_per_token(model)):
-            parts = run(model, batch.clean, batch)
-            gradients = torch.autograd.grad(batch.logit_diff(parts.logits).sum(), parts.z)
+            parts = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
+            gradients = torch.autograd.grad(measure(metric, batch, parts.logits).sum(), parts.z)
             for layer, (z, gradient) in enumerate(zip(parts.z, gradients, strict=True)):
                 gate = (z.detach().float() * gradient.float()).unflatten(-1, (model.n_heads, model.d_head))
                 total[layer] += gate.sum((1, 3)).abs().sum(0).double().cpu()

@@ -12,6 +12,7 @@ from torch import Tensor
 from headcodes.activations.capture import HeadActivations
 from headcodes.codes.recipes import Recipe, make_codes
 from headcodes.codes.sae import TrainConfig
+from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
 from headcodes.interventions.runs import Batch, batches, node_bytes_per_token, ready, require_equal_lengths, run
 from headcodes.methods.findings import Findings
 from headcodes.progress import progress
@@ -41,6 +42,8 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
     """
     model, tokens = inputs.model, inputs.tokens
     require_equal_lengths(tokens, name)
+    metric = inputs.metric or "logit-diff"
+    refuse_flat(metric, name)
     found = [Findings.of(model) for _ in seeds]
     n_pairs, shape = len(tokens), (model.n_components, model.d_head)
     products = torch.zeros(n_pairs, model.n_components, dtype=torch.float64)
@@ -49,8 +52,8 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
         for batch in batches(tokens, node_bytes_per_token(model)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
-            clean = run(model, batch.clean, batch)
-            gradients = torch.autograd.grad(batch.logit_diff(clean.logits).sum(), clean.z)
+            clean = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
+            gradients = torch.autograd.grad(measure(metric, batch, clean.logits).sum(), clean.z)
             rows = torch.tensor(batch.rows)
             for layer, gradient in enumerate(gradients):
                 heads = slice(layer * model.n_heads, (layer + 1) * model.n_heads)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
+    from headcodes.settings import Metric
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Inputs:
         held_out: pairs, the last ones, that ``attribution`` and ``contrast`` leave out of their scores, so that a
             circuit can be judged on prompts that it was not found on.
         request: the cache's key of the request that these inputs answer, under which they can be found again.
+        metric: of which gradients are taken, or which is measured after patching; None: the method's own.
         capture_s: seconds the capture took; 0 before it.
         whole_answers: how much likelier right answers are than wrong ones as whole sequences
             (``models.asked.whole_answer_differences``), for the task check; None: not asked for.
@@ -50,6 +52,7 @@ class Inputs:
     gradient: bool = True
     held_out: int = 0
     request: str | None = None
+    metric: Metric | None = None
     capture_s: float = field(default=0.0, init=False)
     whole_answers: Float[np.ndarray, " n_pairs"] | None = field(default=None, init=False)
 

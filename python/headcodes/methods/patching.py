@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from headcodes.errors import HeadcodesError
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.paths import path_effects
 from headcodes.methods.findings import Findings
@@ -27,8 +28,14 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     """
     model, tokens = inputs.model, inputs.tokens
     findings = Findings.of(model)
+    metric = inputs.metric or "logit-diff"
+    if level == "edge" and metric != "logit-diff":
+        raise HeadcodesError(
+            "paths between heads are patched by the logit difference", metric, "Use level='node', or leave metric out."
+        )
     with findings.timed("patch"):
-        findings.set_signed(torch.from_numpy(causal_truth(model, tokens, cache=False).head_effects.copy()))
+        truth = causal_truth(model, tokens, cache=False, metric=metric)
+        findings.set_signed(torch.from_numpy(truth.head_effects.copy()))
         if level == "edge":
             n = model.n_components
             later = [(i, j) for i in range(n) for j in range(n) if i // model.n_heads < j // model.n_heads]

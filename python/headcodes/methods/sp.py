@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headcodes.interventions.ablate import Ablation, HeadAblation, Loss, loss_of
+from headcodes.interventions.ablate import Ablation, HeadAblation, loss_of
+from headcodes.interventions.metric import whole_vocabulary
 from headcodes.interventions.runs import Edits, ready, run
 from headcodes.methods.findings import Findings
 from headcodes.models.hooks import Edit
 from headcodes.progress import progress
+from headcodes.settings import Metric
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -33,7 +35,7 @@ def find(
     seed: int,
     *,
     ablation: Ablation = "corrupted",
-    loss: Loss = "kl",
+    loss: Metric | None = None,
     regularisation: float = 1.0,
     n_epochs: int = 200,
     lr: float = 0.05,
@@ -47,11 +49,12 @@ def find(
 
     Args:
         ablation: what a closed gate puts in place: "corrupted" or "zero".
-        loss: "kl" or "logit-diff".
+        loss: the metric whose loss is learned from; the inputs' own, else "kl".
         regularisation: the weight of the gates that stay open.
         n_epochs, lr: of Adam, on all pairs at once.
     """
     model, tokens = inputs.model, inputs.tokens
+    loss = loss or inputs.metric or "kl"
     findings = Findings.of(model)
     generator = torch.Generator().manual_seed(seed)
     share = (START - GAMMA) / (ZETA - GAMMA)
@@ -73,7 +76,7 @@ def find(
                         reference.batch.clean,
                         reference.batch,
                         edits=Edits(z=edits),
-                        whole_vocabulary=loss == "kl",
+                        whole_vocabulary=whole_vocabulary(loss),
                     )
                     found = loss_of(loss, reference.batch, reference.clean, parts.logits).sum() / len(tokens)
                     found.backward(inputs=[mask], retain_graph=True)
