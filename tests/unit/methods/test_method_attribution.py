@@ -15,6 +15,7 @@ from headcodes.methods.inputs import Inputs
 from headcodes.models import planted
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import TokenPairs, tokenize
+from headcodes.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model answers only")
 
@@ -31,7 +32,7 @@ def token_pairs(n: int = 11, n_vocab: int = 200) -> TokenPairs:
 @pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma3_text"])
 def test_scores_are_eaps_products_pair_by_pair_clipped(tiny_model: Any, family: str) -> None:
     model, tokens = tiny_model(family), token_pairs()
-    found = methods.get("attribution").find(Inputs(model, tokens, n_train=4, held_out=2))
+    found = methods.get("attribution").find(Inputs(model, tokens, Settings(n_train=4), held_out=2))
     eap = methods.get("eap")
     signed = [eap.find(Inputs(model, tokens.subset([i]))).signed for i in range(9)]
     products = np.array([s.ravel() for s in signed if s is not None])
