@@ -33,9 +33,13 @@ def evaluate(
     corrupt: Corrupt = None,
     chat: Chat = False,
     system: System = None,
-    truth: Annotated[str, typer.Option(help="causal (patch every head, once, then cached), or a published one.")] = (
-        "causal"
-    ),
+    truth: Annotated[
+        str,
+        typer.Option(
+            help="causal (patch every head, once, then cached), paths (the paths between its largest heads too), or a "
+            "published one."
+        ),
+    ] = "causal",
     components: Annotated[
         Literal["heads", "heads+mlps"], typer.Option(help="What the causal truth patches: heads, or every MLP too.")
     ] = "heads",

@@ -13,6 +13,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.evaluation import truths
 from headcodes.evaluation.areas import edge_cpr_cmd, head_cpr_cmd
 from headcodes.evaluation.faithfulness import Ablation, curve, faithfulness
+from headcodes.evaluation.paths import judge_paths
 from headcodes.evaluation.record import Evaluation
 from headcodes.graph import Edges, GroundTruth, parse_head, split_slot
 from headcodes.interventions.ablate import edge_order
@@ -49,7 +50,8 @@ def evaluate_circuit(
         circuit: What to judge.
         model: Needed for the causal truth and for faithfulness; the causal truth wants float32.
         tokens: Prompt pairs of the task, likewise.
-        truth: "causal" (patch every head, cached), the name of a published truth of ``task``, a truth at
+        truth: "causal" (patch every head, cached), "paths" (and then, exactly, every path between two of the ``top``
+            heads: judges edges too), the name of a published truth of ``task``, a truth at
             hand, or None.
         task: Task id of a published truth; the circuit's own where None.
         components: What the causal truth is made of: "heads" or "heads+mlps". Heads are judged against heads either
@@ -98,6 +100,11 @@ def evaluate_circuit(
             notes.append(
                 f"the truth {judge.name} is about {judge.model}, the circuit about {circuit.model or 'unknown'}"
             )
+    between = None
+    if truth == "paths" and isinstance(judge, CausalTruth) and model is not None and tokens is not None:
+        between = judge_paths(_pair_scores(circuit), model, tokens, judge, top, seed)
+        if between["pair_auc"] is None:
+            notes.append("paths are not judged: no edge between these heads is scored, or all paths are alike")
     alone, sizes, areas, edge_areas = None, None, None, None
     if with_faithfulness and model is not None and tokens is not None:
         chosen = answered(model, tokens, n_pairs)[0]
@@ -125,6 +132,7 @@ def evaluate_circuit(
         ranking=ranking,
         membership=membership,
         components=together,
+        paths=between,
         faithfulness=alone,
         curve=sizes,
         areas=areas,
@@ -142,13 +150,13 @@ def _truth(
     components: Components,
     n_pairs: int,
 ) -> GroundTruth | CausalTruth | None:
-    if components != "heads" and truth != "causal":
+    if components != "heads" and truth not in ("causal", "paths"):
         raise HeadcodesError(
             "only the causal truth can be made of MLPs too", f"{components} with another truth", "Ask for one of them."
         )
     if not isinstance(truth, str):
         return truth
-    if truth != "causal":
+    if truth not in ("causal", "paths"):
         return truths.get(task or circuit.task, truth)
     if model is None or tokens is None:
         raise HeadcodesError(

@@ -26,6 +26,8 @@ class Evaluation:
         components: Heads and MLPs together against a causal truth that holds both: roc_auc, average_precision and
             spearman with |effect|, the truth being as many components of largest |effect| as it has heads, and, where
             the circuit has chosen some of the MLPs, ``membership`` of its nodes. None where it says nothing of MLPs.
+        paths: Against exact path patching between the heads of largest effect (``evaluation.paths.judge_paths``), where
+            that was asked for.
         faithfulness: Of the chosen heads (``Faithfulness.as_dict``).
         curve: Over circuit sizes with a random band (``Curve.as_dict``).
         areas: CPR and CMD over shares of the heads (``head_cpr_cmd``).
@@ -39,6 +41,7 @@ class Evaluation:
     ranking: dict[str, Any] | None
     membership: dict[str, Any] | None
     components: dict[str, Any] | None
+    paths: dict[str, Any] | None
     faithfulness: dict[str, Any] | None
     curve: dict[str, Any] | None
     areas: dict[str, Any] | None
@@ -90,6 +93,19 @@ class Evaluation:
                 lines.append(
                     f"  chosen heads and MLPs  precision {found['precision']:.3f}  recall {found['recall']:.3f}"
                     f"  F1 {found['f1']:.3f}"
+                )
+        if self.paths:
+            found = self.paths
+            counts = f"{found['n_edges_in_truth']} of {found['n_paths']} between the heads of largest effect matter"
+            lines.append(f"paths: {counts}, over {found['n_pairs']} pairs")
+            lines += [
+                f"  {row['from']:>8} -> {row['to']:<8} {row['effect']:+.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]"
+                for row in found["largest"][:5]
+            ]
+            if found["pair_auc"] is not None:
+                lines.append(
+                    f"  edges           ROC AUC {found['pair_auc']:.3f}"
+                    f"  average precision {found['pair_average_precision']:.3f}"
                 )
         if self.faithfulness:
             found = self.faithfulness

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headcodes import metrics, tasks
+from headcodes import discover, metrics, tasks
 from headcodes.circuit.circuit import Circuit
 from headcodes.circuit.formats import with_edges
 from headcodes.circuit.mib import from_mib, to_mib
@@ -16,7 +16,9 @@ from headcodes.errors import HeadcodesError
 from headcodes.evaluation import truths
 from headcodes.evaluation.diff import diff
 from headcodes.evaluation.evaluate import _pair_scores, evaluate_circuit
+from headcodes.graph import head_name
 from headcodes.interventions.patch import CausalTruth
+from headcodes.prompts.tokens import tokenize
 
 
 def made_truth() -> CausalTruth:
@@ -123,7 +125,6 @@ def test_areas_over_edges_are_those_of_the_graphs_own_scores(tiny_model: Any) ->
     from headcodes.interventions.patch import answered
     from headcodes.methods import get
     from headcodes.methods.inputs import Inputs
-    from headcodes.prompts.tokens import tokenize
 
     model = tiny_model("gpt2")
     tokens = tokenize(tasks.get("ioi").build(model.tokenizer, 8), model.tokenizer)
@@ -181,7 +182,6 @@ def test_a_circuit_without_scores_is_judged_by_its_heads() -> None:
 
 def test_a_planted_circuit_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from headcodes.models import planted
-    from headcodes.prompts.tokens import tokenize
 
     monkeypatch.setenv("HEADCODES_CACHE", str(tmp_path))
     made = planted.load("planted-ioi")
@@ -247,3 +247,26 @@ def test_diff() -> None:
     assert (diff(empty, empty).node_jaccard, diff(empty, empty).score_correlation) == (None, None)
     with pytest.raises(HeadcodesError, match="one shape"):
         diff(a, Circuit(n_layers=2, n_heads=3, nodes=()))
+
+
+def test_paths_between_the_largest_heads_judge_edges() -> None:
+    """On a planted model the paths that matter are the planted ones; EAP's edges find them, reversed scores do not."""
+    from headcodes.evaluation.paths import path_truth
+    from headcodes.models import planted
+
+    made = planted.load("planted-induction-18")
+    tokens = tokenize(made.task.build(made.model.tokenizer, n=12, seed=1), made.model.tokenizer)
+    n_heads = len(made.truth.heads)
+    circuit = discover(made.model, tokens.pairs, method="eap", level="edge").circuit(n_heads)
+    found = evaluate_circuit(circuit, made.model, tokens, truth="paths", top=n_heads, n_pairs=8)
+    planted_pairs = {(head_name(*a), head_name(*b)) for a, b in made.truth.pairs}
+    exact = path_truth(made.model, tokens, made.truth.heads)
+    assert set(exact.confirmed()) == planted_pairs
+    assert found.paths is not None
+    assert found.paths["n_edges_in_truth"] == len(planted_pairs)
+    assert {(row["from"], row["to"]) for row in found.paths["largest"][: len(planted_pairs)]} == planted_pairs
+    assert "paths: " in found.as_text()
+    without = evaluate_circuit(truths.circuit_of(made.truth), made.model, tokens, truth="paths", top=n_heads, n_pairs=8)
+    assert without.paths is not None
+    assert without.paths["pair_auc"] is None
+    assert any("paths are not judged" in note for note in without.notes)

@@ -1,0 +1,93 @@
+"""Judging edges: exact path patching of every two heads that matter, against the edges that a circuit scores."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headcodes import metrics
+from headcodes.activations.cache import kept
+from headcodes.files import checksum
+from headcodes.graph import head_name
+from headcodes.interventions.patch import answered
+from headcodes.interventions.paths import PathEffects, path_effects
+
+if TYPE_CHECKING:
+    from headcodes.interventions.patch import CausalTruth
+    from headcodes.models.model import Model
+    from headcodes.prompts.tokens import TokenPairs
+
+# Prompt pairs that paths are patched on: their number grows with the square of that of the heads.
+N_PATH_PAIRS = 8
+
+
+def path_truth(
+    model: Model, tokens: TokenPairs, heads: list[tuple[int, int]], *, pairs: int = N_PATH_PAIRS, seed: int = 0
+) -> PathEffects:
+    """Patch the paths between every two of ``heads`` that lie in different layers, query, key and value together.
+
+    The effects of every prompt pair are kept in the cache, so that an interrupted run goes on where it stopped.
+
+    Args:
+        model: Preferably in float32.
+        tokens: Pairs whose two prompts have equally many tokens; the first ``pairs`` answered ones are used.
+        heads: (layer, head); at least two of different layers.
+        seed: Of the bootstrap.
+
+    Raises:
+        HeadcodesError: as ``path_effects``.
+    """
+    ordered = sorted(heads)
+    edges = [(head_name(*a), head_name(*b)) for a in ordered for b in ordered if a[0] < b[0]]
+    chosen, clean_ld, corrupt_ld, *_ = answered(model, tokens, pairs)
+    what = f"paths {checksum(json.dumps(edges).encode())}"
+    rows = []
+    for index in range(len(chosen)):
+        one = chosen.subset([index])
+        known = clean_ld[[index]], corrupt_ld[[index]]
+
+        def make(one: TokenPairs = one, known: Any = known) -> dict[str, torch.Tensor]:
+            return {"effects": torch.from_numpy(path_effects(model, one, edges, known=known).effects[0])}
+
+        rows.append(kept(model, one, what, make)["effects"].numpy())
+    effects = np.stack(rows)
+    low, high = metrics.mean_intervals(effects, seed=seed)
+    return PathEffects(edges, effects, effects.mean(axis=0), low, high, clean_ld)
+
+
+def judge_paths(
+    pair_scores: np.ndarray[Any, Any], model: Model, tokens: TokenPairs, truth: CausalTruth, top: int, seed: int = 0
+) -> dict[str, Any]:
+    """Return how well scores of pairs find the paths between the ``top`` heads of largest effect.
+
+    Args:
+        pair_scores: [n_component, n_component], components layer-major, larger is better; only (i, j) with
+            layer_i < layer_j is read, among those heads.
+
+    Returns:
+        ``n_paths``, ``n_edges_in_truth`` (interval excludes 0, effect at least 1% of the logit difference),
+        ``n_pairs``, ``largest`` paths with effect and interval, and ``pair_auc`` and ``pair_average_precision``, None
+        where the scores are all alike or the truth has but one kind.
+
+    Raises:
+        HeadcodesError: as ``path_truth``.
+    """
+    order = np.argsort(-np.abs(truth.head_effects).ravel(), kind="stable")[:top]
+    found = path_truth(model, tokens, [divmod(int(i), model.n_heads) for i in order], seed=seed)
+    inside = set(found.confirmed())
+    labels = np.array([edge in inside for edge in found.edges])
+    number = {name: place for place, name in enumerate(model.components)}
+    scores = np.array([pair_scores[number[a], number[b]] for a, b in found.edges])
+    judged = 0 < labels.sum() < len(labels) and bool(np.ptp(scores) > 0)
+    rows = sorted(found.as_rows(), key=lambda row: -abs(row["effect"]))
+    return {
+        "n_paths": len(labels),
+        "n_edges_in_truth": int(labels.sum()),
+        "n_pairs": len(found.effects),
+        "largest": rows[:10],
+        "pair_auc": metrics.roc_auc(scores, labels) if judged else None,
+        "pair_average_precision": metrics.average_precision(scores, labels) if judged else None,
+    }
