@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from headcodes.activations.packing import (
-    DEFAULT_BATCH_BYTES,
-    DEFAULT_GPU_BATCH_BYTES,
+    batch_bytes,
     bytes_per_token,
     cut,
     pack,
@@ -19,6 +18,7 @@ from headcodes.activations.packing import (
     position_weights,
 )
 from headcodes.errors import HeadcodesError
+from headcodes.models.devices import EachDevice
 from headcodes.models.hooks import as_found, capture_inputs
 from headcodes.models.model import Model
 from headcodes.progress import progress
@@ -63,9 +63,20 @@ class HeadActivations:
         The projection's bias belongs to no head and is left out. The whole of it is d_model / d_head times as large
         as z: ask for the part that is needed.
         """
-        columns = components if isinstance(components, slice) else torch.as_tensor(components, device=self.z.device)
-        z = self.subset(prompts).z[:, columns]
-        return torch.einsum("pcd,cdm->pcm", z, self.W_O[columns].float())
+        columns = torch.arange(self.n_component, device=self.z.device)
+        columns = columns[components if isinstance(components, slice) else torch.as_tensor(components).to(columns)]
+        z = self.subset(prompts).z
+        out = torch.empty(len(z), len(columns), self.W_O.shape[-1], device=z.device)
+        # A layer's worth of heads at a time: only their weights are held in fp32.
+        for start in range(0, len(columns), self.n_heads):
+            here = columns[start : start + self.n_heads]
+            out[:, start : start + self.n_heads] = torch.einsum("pcd,cdm->pcm", z[:, here], self.W_O[here].float())
+        return out
+
+    def layers(self) -> Iterator[slice]:
+        """Yield which components are the heads of each layer."""
+        for start in range(0, self.n_component, self.n_heads):
+            yield slice(start, start + self.n_heads)
 
 
 def capture(
@@ -91,7 +102,7 @@ def capture(
         answer_ids: for each prompt, tokens whose logits after its last token are wanted; None: no logits are
             computed.
         memory_bytes: working memory of one forward pass to aim at, beside weights and result. None:
-            ``DEFAULT_BATCH_BYTES``, on a GPU ``DEFAULT_GPU_BATCH_BYTES``.
+            ``batch_bytes``.
 
     Returns:
         The heads' results on ``model.device``, and for each prompt its fp32 logits (None where ``answer_ids`` is
@@ -102,7 +113,7 @@ def capture(
     """
     _check(model, tokens, positions, answer_ids)
     if memory_bytes is None:
-        memory_bytes = DEFAULT_BATCH_BYTES if model.device.type == "cpu" else DEFAULT_GPU_BATCH_BYTES
+        memory_bytes = batch_bytes(model.device)
     n_columns = model.n_heads * model.d_head
     z = torch.empty(len(tokens), model.n_layers * n_columns, dtype=torch.float32, device=model.device)
     vocab = None if answer_ids is None else torch.tensor(sorted({token for ids in answer_ids for token in ids}))
@@ -113,19 +124,19 @@ def capture(
         # The unembedding writes every token's logit for each prompt, though few of them are kept.
         per_prompt = 0 if answer_ids is None else 4 * model.d_vocab
         for batch in cut(rows, bytes_per_token(model), per_prompt, memory_bytes):
-            prompts = torch.tensor([prompt for row in batch for prompt in row.prompts], device=z.device)
+            prompts = [prompt for row in batch for prompt in row.prompts]
             weights, (owner, place), last = position_weights(batch, positions)
+            rows_of_z, shares = torch.tensor(prompts, device=z.device), EachDevice(weights, owner, place)
 
             def keep(
                 layer: int,
                 x: Tensor,
-                weights: Tensor = weights,
-                owner: Tensor = owner,
-                place: Tensor = place,
-                prompts: Tensor = prompts,
+                shares: EachDevice = shares,
+                rows_of_z: Tensor = rows_of_z,
             ) -> None:
-                mean = torch.bmm(weights.to(x.device), x.float())[owner, place]
-                z[prompts, layer * n_columns : (layer + 1) * n_columns] = mean.to(z.device)
+                weights, owner, place = shares.on(x.device)
+                mean = torch.bmm(weights, x.float())[owner, place]
+                z[rows_of_z, layer * n_columns : (layer + 1) * n_columns] = mean.to(z.device)
 
             ids, inputs = padded(batch, model.dtype)
             with capture_inputs(model.projections, keep):
@@ -136,8 +147,11 @@ def capture(
                     **{name: part.to(model.device) for name, part in inputs.items()},
                 )
             if found is not None and answer_ids is not None:
-                for prompt, values in zip(prompts.tolist(), found.cpu(), strict=True):
-                    logits[prompt] = values[[column[token] for token in answer_ids[prompt]]].clone()
+                wanted = [[column[token] for token in answer_ids[prompt]] for prompt in prompts]
+                longest = max(map(len, wanted))
+                places = torch.tensor([[*row, *[0] * (longest - len(row))] for row in wanted])
+                for prompt, row, values in zip(prompts, wanted, found.cpu().gather(1, places).unbind(), strict=True):
+                    logits[prompt] = values[: len(row)]
             advance(len(prompts))
     heads = HeadActivations(
         z=z.view(len(tokens), model.n_components, model.d_head),

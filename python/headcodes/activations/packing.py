@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,22 @@ if TYPE_CHECKING:
 # Enough to fill the device's arithmetic; more only pushes intermediates out of a CPU's caches.
 DEFAULT_BATCH_BYTES = 1 << 26
 DEFAULT_GPU_BATCH_BYTES = 1 << 30
+# Of a GPU's memory, what one forward pass may take beside the weights; a power of two, so that devices that differ by
+# a little batch alike.
+_GPU_SHARE = 16
 # From so many tokens on, products run at a CPU's full speed.
 _FULL_TOKENS = 384
+
+
+def batch_bytes(device: torch.device) -> int:
+    """Return the working memory of one forward pass to aim at: of a GPU, a share of all it has.
+
+    It follows from the device, not from what is free on it, so that the same call gives the same bits again.
+    """
+    if device.type == "cpu":
+        return DEFAULT_BATCH_BYTES
+    _, total = torch.get_device_module(device).mem_get_info(device)
+    return max(DEFAULT_GPU_BATCH_BYTES, 1 << int(total // _GPU_SHARE).bit_length() - 1)
 
 
 @dataclass
@@ -135,19 +150,21 @@ def position_weights(
     (row, position) of each prompt's last token.
     """
     length = max(len(row.ids) for row in batch)
-    weights = torch.zeros(len(batch), max(len(row.prompts) for row in batch), length)
-    owners, last = [], []
+    owners, last, chosen = [], [], []
     for index, row in enumerate(batch):
         for place, (prompt, path) in enumerate(zip(row.prompts, row.paths, strict=True)):
             if positions == "mean":
-                chosen = path
+                chosen.append(path)
             elif positions == "last":
-                chosen = path[-1:]
+                chosen.append(path[-1:])
             else:
-                chosen = [path[int(position)] for position in positions[prompt]]
-            for token in chosen:
-                weights[index, place, token] += 1 / len(chosen)
+                chosen.append([path[int(position)] for position in positions[prompt]])
             owners.append((index, place))
             last.append((index, path[-1]))
-    rows, places = torch.tensor(owners).unbind(1)
-    return weights, (rows, places), torch.tensor(last)
+    rows, places = np.array(owners).T
+    weights = np.zeros((len(batch), max(len(row.prompts) for row in batch), length), dtype=np.float32)
+    counts = np.array([len(tokens) for tokens in chosen])
+    # A position that is named twice counts twice.
+    at = rows.repeat(counts), places.repeat(counts), np.concatenate(chosen)
+    np.add.at(weights, at, (1 / counts).astype(np.float32).repeat(counts))
+    return torch.from_numpy(weights), (torch.from_numpy(rows), torch.from_numpy(places)), torch.tensor(last)

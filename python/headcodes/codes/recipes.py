@@ -129,16 +129,20 @@ def normalisation(
     """
     if recipe.scale == "none":
         return None, None
-    z, W_O = activations.z.float(), activations.W_O.float()
+    z, W_O = activations.z, activations.W_O
     n_prompt, n_component, _ = z.shape
     d_model = W_O.shape[-1]
-    mean_z = z.mean(0)
-    if recipe.scale == "head":
-        z = z - mean_z
-    gram = W_O @ W_O.transpose(1, 2)
-    z_by_head = z.transpose(0, 1)
-    square = ((z_by_head.transpose(1, 2) @ z_by_head) * gram).sum((1, 2)) / (n_prompt * d_model)
-    mean_x = torch.einsum("ch,chd->cd", mean_z, W_O)
+    square = torch.empty(n_component, device=z.device)
+    mean_x = torch.empty(n_component, d_model, device=z.device)
+    # A layer at a time: all heads' weights in fp32 would be twice the model's own in bf16.
+    for heads in activations.layers():
+        z_by_head, weights = z[:, heads].float().transpose(0, 1), W_O[heads].float()
+        mean_z = z_by_head.mean(1)
+        if recipe.scale == "head":
+            z_by_head = z_by_head - mean_z[:, None]
+        gram = weights @ weights.transpose(1, 2)
+        square[heads] = ((z_by_head.transpose(1, 2) @ z_by_head) * gram).sum((1, 2)) / (n_prompt * d_model)
+        mean_x[heads] = torch.einsum("ch,chd->cd", mean_z, weights)
     if recipe.scale == "global":
         variance = square.mean() - mean_x.mean() ** 2
         return None, variance.rsqrt().expand(n_component)

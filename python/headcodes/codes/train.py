@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 _PLATEAU_WINDOW = 25
+# Epochs that a CUDA device runs before and with the first replay of a captured one.
+_FIRST_REPLAY = 4
 # Below this share of active latents, products over active pairs alone beat dense ones (docs/performance.md).
 _SPARSE_BELOW = 0.1
 
@@ -73,13 +75,18 @@ def train_many(
             "Repeat a matrix that several seeds share.",
         )
     for x in xs:
-        wrong_shape = x.ndim != 2 or x.shape != xs[0].shape or not x.numel()
-        if wrong_shape or not bool(x.isfinite().all()):
+        if x.ndim != 2 or x.shape != xs[0].shape or not x.numel():
             raise HeadcodesError(
                 "training rows must be finite matrices [n_rows, d_in] of one shape",
-                f"shape {tuple(x.shape)}" if wrong_shape else "NaN or infinity",
+                f"shape {tuple(x.shape)}",
                 "Check the activations that the rows came from.",
             )
+    if not torch.stack([x.isfinite().all() for x in xs]).all():
+        raise HeadcodesError(
+            "training rows must be finite matrices [n_rows, d_in] of one shape",
+            "NaN or infinity",
+            "Check the activations that the rows came from.",
+        )
     groups = [range(len(xs))] if xs[0].is_cuda else [range(i, i + 1) for i in range(len(xs))]
     results: list[TrainResult] = []
     with progress("training", total=config.n_epochs * len(groups)) as advance:
@@ -135,13 +142,22 @@ class _Problem:
         A problem whose loss stands still is over with the weights of that epoch, as if it were alone, though it is
         worked on until the last one stands still too.
         """
-        step = _Replayed(self.step) if self.W.is_cuda else self.step
+        step = _Replayed(self.step, self.W.device) if self.W.is_cuda else self.step
         losses = torch.empty(self.config.n_epochs, len(self.W), device=self.W.device)
         results: dict[int, TrainResult] = {}
         n_run = 0
         while len(results) < len(self.W):
             losses[n_run] = step()
             n_run += 1
+            if isinstance(step, _Replayed) and n_run == _FIRST_REPLAY:
+                # A graph captured on another device or stream is empty, and its replays would train nothing.
+                done = int(self.n_steps[0])
+                if done != n_run:
+                    raise HeadcodesError(
+                        "a training step that was captured as a CUDA graph must run when it is replayed",
+                        f"{done} steps done after {n_run} on {self.W.device}",
+                        "Report it with `make gpu-check`; until then train on the CPU.",
+                    )
             advance(1)
             over = range(len(self.W)) if n_run == self.config.n_epochs else []
             if self.config.plateau and n_run % _PLATEAU_WINDOW == 0 and n_run > _PLATEAU_WINDOW:
@@ -303,25 +319,29 @@ def _csr(ends: Tensor, columns: Tensor, shape: tuple[int, int], dtype: torch.dty
 
 
 class _Replayed:
-    """A CUDA step: called eagerly three times on a stream of its own, then captured once and replayed as a graph."""
+    """A CUDA step: called eagerly three times on a stream of its own, then captured once and replayed as a graph.
 
-    def __init__(self, step: Callable[[], Tensor]) -> None:
-        self.step = step
+    Stream and capture are of the device that the weights lie on, which need not be the current one.
+    """
+
+    def __init__(self, step: Callable[[], Tensor], device: torch.device) -> None:
+        self.step, self.device = step, device
         self.n_eager = 3
+        self.stream = torch.cuda.Stream(device)
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> Tensor:
-        if self.n_eager:
-            self.n_eager -= 1
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                loss = self.step()
-            torch.cuda.current_stream().wait_stream(stream)
-            return loss
-        if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.loss = self.step()
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            if self.n_eager:
+                self.n_eager -= 1
+                self.stream.wait_stream(torch.cuda.current_stream(self.device))
+                with torch.cuda.stream(self.stream):
+                    loss = self.step()
+                torch.cuda.current_stream(self.device).wait_stream(self.stream)
+                return loss
+            if self.graph is None:
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph, stream=self.stream):
+                    self.loss = self.step()
+            self.graph.replay()
         return self.loss

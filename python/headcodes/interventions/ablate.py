@@ -23,6 +23,7 @@ from headcodes.interventions.runs import (
     Edits,
     Parts,
     batches,
+    graph_bytes,
     node_bytes_per_token,
     ready,
     require_equal_lengths,
@@ -62,7 +63,10 @@ class HeadAblation:
             require_equal_lengths(tokens, "corrupted ablation")
         self.model, self.ablation, self.kind, self.n_pairs = model, ablation, loss, len(tokens)
         with ready(model), torch.no_grad():
-            self.references = [self._reference(batch) for batch in batches(tokens, node_bytes_per_token(model))]
+            self.references = [
+                self._reference(batch)
+                for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device))
+            ]
 
     @property
     def clean_logit_diff(self) -> float:
@@ -87,7 +91,7 @@ class HeadAblation:
     def loss(self, removed: Bool[Tensor, "n_layers n_heads"]) -> float:
         """Return the mean loss over pairs without the heads where ``removed`` is True."""
         d_head = self.model.d_head
-        columns = removed.repeat_interleave(d_head, dim=1)
+        columns = removed.repeat_interleave(d_head, dim=1).to(self.model.device)
         total = 0.0
         with ready(self.model), torch.no_grad():
             for reference in self.references:
@@ -164,14 +168,15 @@ class EdgeAblation(HeadAblation):
             keys = [("input", 0)]
             for layer in range(self.model.n_layers):
                 keys += [(kind, layer) for kind in (("z", "mlp") if self.rows.n_mlps else ("z",))]
-            return torch.cat([reads.written(kind, layer, reference.ablated) for kind, layer in keys])
+            home = self.model.device
+            return torch.cat([reads.written(kind, layer, reference.ablated).to(home) for kind, layer in keys])
 
     def loss(self, removed: Bool[Tensor, "n_source n_destination"]) -> float:
         """Return the mean loss over pairs without the edges where ``removed`` is True."""
         total = 0.0
         with ready(self.model), torch.no_grad():
             for reference, ablated in zip(self.references, self.ablated_sources, strict=True):
-                cut = _Cut(self.model, self.rows, removed.float().to(ablated.device), ablated)
+                cut = _Cut(self.model, self.rows, removed, ablated)
                 parts = run(
                     self.model,
                     reference.batch.clean,
@@ -205,7 +210,9 @@ class _Cut:
     """One pass in which destinations read a stream without some of its sources."""
 
     def __init__(self, model: Model, rows: Any, removed: Tensor, ablated: Tensor) -> None:
-        self.model, self.rows, self.removed, self.ablated = model, rows, removed, ablated
+        self.model, self.rows, self.ablated = model, rows, ablated
+        # Which edges go is asked of the host's copy: the device would have to be waited for.
+        self.removed, self.gone = removed, removed.float().to(ablated.device)
         self.reads = Reads(model)
         self.group_size = model.n_heads // model.n_kv_heads
         # What each source says in this pass less what it says when ablated, as the pass comes by it.
@@ -234,7 +241,7 @@ class _Cut:
             yield
 
     def _says(self, row: slice, said: Tensor) -> None:
-        self.gap[row] = said - self.ablated[row]
+        self.gap[row] = said.to(self.gap.device) - self.ablated[row]
 
     def _heard(self, row: slice) -> Edit:
         def note(x: Tensor) -> Tensor:
@@ -246,7 +253,7 @@ class _Cut:
     def _heads(self, layer: int) -> Edit:
         def note(z: Tensor) -> Tensor:
             heads = z.float().unflatten(-1, (self.model.n_heads, self.model.d_head))
-            weights = self.model.W_O[layer].float().to(z.device)
+            weights = self.model.W_O[layer].to(z.device).float()
             self._says(self.rows.heads(layer), torch.einsum("bshd,hdm->hbsm", heads, weights).flatten(1))
             return z
 
@@ -261,10 +268,9 @@ class _Cut:
 
     def _change(self, readable: slice, columns: slice) -> Tensor | None:
         """Return what leaves the stream for each of some destinations, or None where nothing does."""
-        gone = self.removed[readable, columns]
-        if not bool(gone.any()):
+        if not bool(self.removed[readable, columns].any()):
             return None
-        return gone.T @ self.gap[readable]
+        return self.gone[readable, columns].T @ self.gap[readable]
 
     def _slot(self, layer: int, slot: str) -> Any:
         # Keys and values of grouped queries are made once a head, in one order with the queries.
@@ -280,7 +286,7 @@ class _Cut:
             if change is None:
                 return by_head(cut(output), -2).flatten(-2) if shared else None
             norm, stream = self.reads.norm_before(layer, args[0])
-            read = stream - change.view(-1, *stream.shape).to(stream.dtype)
+            read = stream - change.view(-1, *stream.shape).to(stream)
             normed: Tensor = read if norm is None else norm.forward(read)
             bias = getattr(module, "bias", None)
             values = torch.einsum("hbsm,mhd->bshd", normed, by_head(cut(input_major(module)), -2))
@@ -301,7 +307,7 @@ class _Cut:
             if change is None:
                 return x
             norm, stream = self.reads.mlp_norm(layer)
-            read = stream - change.view(stream.shape).to(stream.dtype)
+            read = stream - change.view(stream.shape).to(stream)
             return read if norm is None else norm.forward(read)
 
         return replace
@@ -309,7 +315,7 @@ class _Cut:
     def _final(self, x: Tensor) -> Tensor:
         column = self.rows.column(self.rows.n_layers)
         change = self._change(slice(0, self.rows.n_source), slice(column, column + 1))
-        return x if change is None else x - change.view(x.shape).to(x.dtype)
+        return x if change is None else x - change.view(x.shape).to(x)
 
 
 def edge_order(model: Model) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from headcodes.errors import HeadcodesError
 from headcodes.graph import head_name
 from headcodes.interventions.reads import Reads, edge_bytes_per_token
-from headcodes.interventions.runs import Batch, Parts, batches, ready, require_equal_lengths, run
+from headcodes.interventions.runs import Batch, Parts, batches, graph_bytes, ready, require_equal_lengths, run
 from headcodes.models.hooks import Edit, edit_input
 from headcodes.progress import progress
 
@@ -70,7 +70,7 @@ def carried_edges(
     place = {edge: column for column, edge in enumerate(edges)}
     layers = sorted({layer for layer, _ in receivers})
     with ready(model), progress("scoring edges", total=len(tokens)) as advance:
-        for batch in batches(tokens, edge_bytes_per_token(model)):
+        for batch in batches(tokens, edge_bytes_per_token(model), graph_bytes(model.device)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
             reads = Reads(model)

@@ -194,7 +194,7 @@ class Reads:
             difference = differences.mlp[layer].float()[None]
             return self._after_norm(kind, layer, difference).flatten(1)
         z = differences.z[layer].float().unflatten(-1, (model.n_heads, model.d_head))
-        heads = torch.einsum("bshd,hdm->hbsm", z, model.W_O[layer].float().to(z.device))
+        heads = torch.einsum("bshd,hdm->hbsm", z, model.W_O[layer].to(z.device).float())
         return self._after_norm(kind, layer, heads).flatten(1)
 
     def norm_behind(self, kind: str, layer: int) -> tuple[nn.Module | None, Tensor]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from headcodes.activations.packing import batch_bytes
 from headcodes.errors import HeadcodesError
 from headcodes.models.hooks import Edit, as_found, edit_input, edit_output
 
@@ -61,6 +62,11 @@ def require_equal_lengths(tokens: TokenPairs, method: str) -> None:
                 f"{len(clean)} and {len(corrupt)} at prompt {index}",
                 "Reword the pair, or use a method that does not: default, paper, mean-diff.",
             )
+
+
+def graph_bytes(device: torch.device) -> int:
+    """Return the memory of a batch whose graph is kept to aim at: on a GPU twice what one forward pass may take."""
+    return DEFAULT_GRAPH_BYTES if device.type == "cpu" else 2 * batch_bytes(device)
 
 
 def batches(tokens: TokenPairs, bytes_per_token: int, memory_bytes: int = DEFAULT_GRAPH_BYTES) -> Iterator[Batch]:

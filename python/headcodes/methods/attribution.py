@@ -14,10 +14,10 @@ import torch
 
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
-from headcodes.interventions.runs import batches, node_bytes_per_token, ready, run
+from headcodes.interventions.runs import batches, graph_bytes, node_bytes_per_token, ready, run
 from headcodes.methods import code_sets
 from headcodes.methods.findings import Findings
-from headcodes.models.devices import free_bytes
+from headcodes.models.devices import brought, free_bytes
 from headcodes.progress import progress
 from headcodes.settings import Metric
 
@@ -105,15 +105,15 @@ def products(model: Model, tokens: TokenPairs, metric: Metric = "logit-diff") ->
         )
     found = torch.zeros(len(tokens), model.n_components, dtype=torch.float64)
     with ready(model), progress("attributing", total=len(tokens)) as advance:
-        for batch in batches(tokens, node_bytes_per_token(model)):
+        for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
             clean = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
             gradients = torch.autograd.grad(measure(metric, batch, clean.logits).sum(), clean.z)
-            for layer, gradient in enumerate(gradients):
-                heads = slice(layer * model.n_heads, (layer + 1) * model.n_heads)
-                difference = clean.z[layer].detach().float() - corrupt.z[layer].float()
-                product = (difference * gradient.float()).unflatten(-1, (model.n_heads, model.d_head))
-                found[torch.tensor(batch.rows), heads] = product.sum((1, 3)).double().cpu()
+            summed = []
+            for ours, theirs, gradient in zip(clean.z, corrupt.z, gradients, strict=True):
+                product = (ours.detach().float() - theirs.float()) * gradient.float()
+                summed.append(product.unflatten(-1, (model.n_heads, model.d_head)).sum((1, 3)))
+            found[torch.tensor(batch.rows)] = brought(summed).transpose(0, 1).flatten(1)
             advance(len(batch.rows))
     return found

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.interventions.reads import Reads
-from headcodes.interventions.runs import Batch, batches, node_bytes_per_token, ready, run
+from headcodes.interventions.runs import Batch, batches, graph_bytes, node_bytes_per_token, ready, run
 from headcodes.methods.findings import Findings
+from headcodes.models.devices import EachDevice, brought
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -35,18 +36,20 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     findings = Findings.of(model)
     total = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
     with findings.timed("attribute"), ready(model), torch.no_grad(), progress("attributing", len(tokens)) as advance:
-        for batch in batches(tokens, node_bytes_per_token(model)):
+        for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
             reads = Reads(model, slots=False)
             parts = run(model, batch.clean, batch, also=reads.recording())
             direction = answer_direction(model, batch, parts.logits, reads.final_in)
-            row, last = torch.arange(len(batch.rows)), batch.last
+            at = EachDevice(torch.arange(len(batch.rows)), batch.last)
+            said = []
             for layer, z in enumerate(parts.z):
                 norm, written = reads.norm_behind("z", layer)
+                row, last = at.on(z.device)
                 read = direction if norm is None else FrozenNorm.of(norm, written[row, last]).back(direction)
                 heads = z[row, last].float().unflatten(-1, (model.n_heads, model.d_head))
-                weights = model.W_O[layer].float().to(heads.device)
-                said = torch.einsum("bhd,hdm,bm->h", heads, weights, read.to(heads.device))
-                total[layer] += said.double().cpu()
+                weights = model.W_O[layer].to(heads.device).float()
+                said.append(torch.einsum("bhd,hdm,bm->h", heads, weights, read.to(heads.device)))
+            total += brought(said)
             advance(len(batch.rows))
     findings.set_signed(total / len(tokens))
     return findings
@@ -71,7 +74,8 @@ def answer_direction(
     ]
     vectors = unembed.weight[batch.vocab.to(unembed.weight.device)].float()
     assert model.final_norm is not None
-    norm = FrozenNorm.of(model.final_norm, final[torch.arange(len(batch.rows)), batch.last])
+    row, last = EachDevice(torch.arange(len(batch.rows)), batch.last).on(final.device)
+    norm = FrozenNorm.of(model.final_norm, final[row, last])
     return norm.back((shares[0] - shares[1]).to(vectors.device) @ vectors)
 
 
@@ -93,6 +97,9 @@ class FrozenNorm:
 
         +-1000 in turn has mean 0, and scale 1000 beside which no epsilon counts: the norm's answer is its weight.
         """
+        # The norm answers on its own device, which need not be that of the layer before it.
+        normed = norm.forward(points)
+        points = points.to(normed.device)
         probe = torch.ones_like(points[:1]) * 1000
         probe[:, 1::2] *= -1
         plus, minus = norm.forward(probe).float(), norm.forward(-probe).float()
@@ -104,9 +111,7 @@ class FrozenNorm:
         if centres:
             x = x - x.mean(-1, keepdim=True)
         shaped = x * weight
-        scale = ((norm.forward(points).float() - bias) * shaped).sum(-1, keepdim=True) / shaped.square().sum(
-            -1, keepdim=True
-        )
+        scale = ((normed.float() - bias) * shaped).sum(-1, keepdim=True) / shaped.square().sum(-1, keepdim=True)
         return cls(weight * scale, centres)
 
     def back(self, direction: Float[Tensor, "point d_model"]) -> Float[Tensor, "point d_model"]:

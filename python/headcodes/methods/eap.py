@@ -34,6 +34,7 @@ from headcodes.interventions.runs import (
     Edits,
     Parts,
     batches,
+    graph_bytes,
     node_bytes_per_token,
     ready,
     require_equal_lengths,
@@ -78,7 +79,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
     per_token = edge_bytes_per_token(model) if level == "edge" else node_bytes_per_token(model)
     passes = {"eap": _clean, "eap-ig-inputs": _inputs, "eap-ig-activations": _activations}[name]
     with findings.timed("attribute"), ready(model), progress("attributing", total=len(tokens)) as advance:
-        for batch in batches(tokens, per_token):
+        for batch in batches(tokens, per_token, graph_bytes(model.device)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
             for each in passes(model, batch, corrupt, steps, metric):
@@ -111,6 +112,8 @@ class _Totals:
         self.heads = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
         self.others: dict[str, float] = {}
         self.edges: Tensor | None = None
+        # Where each number goes that still lies on a device, and the numbers, weighed.
+        self._waiting: list[tuple[Callable[[Tensor], object], Tensor]] = []
         if edges:
             sources, destinations = edge_names(model)
             self.edges = torch.full((len(sources), len(destinations)), torch.nan, dtype=torch.float64)
@@ -119,15 +122,31 @@ class _Totals:
         product = difference.float() * gradient.float()
         if kind == "z":
             by_head = product.unflatten(-1, (self.heads.shape[1], -1)).sum((0, 1, 3))
-            self.heads[layer] += weight * by_head.double().cpu()
-        else:
-            node = "input" if kind == "input" else f"m{layer}"
-            self.others[node] = self.others.get(node, 0.0) + weight * float(product.sum())
+            self._waiting.append((lambda found: self.heads[layer].add_(found, alpha=weight), by_head))
+            return
+        node = "input" if kind == "input" else f"m{layer}"
+
+        def add(found: Tensor) -> None:
+            self.others[node] = self.others.get(node, 0.0) + weight * float(found)
+
+        self._waiting.append((add, product.sum()))
 
     def add_edges(self, rows: slice, column: int, scores: Tensor, weight: float) -> None:
         assert self.edges is not None
         part = self.edges[rows, column : column + scores.shape[1]]
-        part.nan_to_num_(0.0).add_(scores.double().cpu(), alpha=weight)
+        self._waiting.append((lambda found: part.nan_to_num_(0.0).add_(found, alpha=weight), scores))
+
+    def arrive(self) -> None:
+        """Bring all that was added to the CPU, in float64: the host waits for a device once a pass."""
+        if not self._waiting:
+            return
+        home = self._waiting[0][1].device
+        flat = torch.cat([scores.reshape(-1).to(home) for _, scores in self._waiting]).cpu().double()
+        for (add, scores), found in zip(
+            self._waiting, flat.split([scores.numel() for _, scores in self._waiting]), strict=True
+        ):
+            add(found.view(scores.shape))
+        self._waiting.clear()
 
 
 @dataclass
@@ -174,6 +193,7 @@ class _Pass:
             totals.add_node(kind, layer, differences.get(kind, layer), gradients[kind, layer], self.weight)
         if reads is not None:
             self._score_edges(totals, reads, parts, differences, gradients)
+        totals.arrive()
 
     def _scored(self, parts: Parts) -> list[tuple[Kind, int]]:
         if self.only is not None:
@@ -192,7 +212,8 @@ class _Pass:
     ) -> None:
         rows = reads.rows
         scored = sorted((rows.of(kind, layer).start, kind, layer) for kind, layer in self._scored(parts))
-        written = torch.cat([reads.written(kind, layer, differences) for _, kind, layer in scored])
+        home = self.model.device
+        written = torch.cat([reads.written(kind, layer, differences).to(home) for _, kind, layer in scored])
         start = scored[0][0]
 
         def add(readable: slice, column: int, gradient: Tensor) -> None:

@@ -65,7 +65,7 @@ class Findings:
 
     def set_heads(self, scores: Float[Tensor, ...]) -> None:
         """Take scores of all heads, layer-major in any shape, as ``head_scores``."""
-        self.head_scores = scores.detach().double().cpu().numpy().reshape(self.head_scores.shape)
+        self.head_scores = scores.detach().cpu().double().numpy().reshape(self.head_scores.shape)
 
     def set_signed(self, scores: Float[Tensor, ...]) -> None:
         """Take signed scores of all heads: ``head_scores`` are their magnitudes, as their authors rank them."""

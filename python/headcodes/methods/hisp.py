@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
-from headcodes.interventions.runs import batches, node_bytes_per_token, ready, run
+from headcodes.interventions.runs import batches, graph_bytes, node_bytes_per_token, ready, run
 from headcodes.methods.findings import Findings
+from headcodes.models.devices import brought
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -28,12 +29,14 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     findings = Findings.of(model)
     total = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
     with findings.timed("attribute"), ready(model), progress("attributing", total=len(tokens)) as advance:
-        for batch in batches(tokens, node_bytes_per_token(model)):
+        for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
             parts = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
             gradients = torch.autograd.grad(measure(metric, batch, parts.logits).sum(), parts.z)
-            for layer, (z, gradient) in enumerate(zip(parts.z, gradients, strict=True)):
+            found = []
+            for z, gradient in zip(parts.z, gradients, strict=True):
                 gate = (z.detach().float() * gradient.float()).unflatten(-1, (model.n_heads, model.d_head))
-                total[layer] += gate.sum((1, 3)).abs().sum(0).double().cpu()
+                found.append(gate.sum((1, 3)).abs().sum(0))
+            total += brought(found)
             advance(len(batch.rows))
     norm = total.norm(dim=1, keepdim=True)
     findings.set_heads(total / torch.where(norm > 0, norm, 1.0))

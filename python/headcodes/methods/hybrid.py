@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from headcodes.activations.capture import HeadActivations
 from headcodes.codes.recipes import Recipe, make_codes
 from headcodes.codes.sae import TrainConfig
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
-from headcodes.interventions.runs import Batch, batches, node_bytes_per_token, ready, require_equal_lengths, run
+from headcodes.interventions.runs import batches, graph_bytes, node_bytes_per_token, ready, require_equal_lengths, run
 from headcodes.methods.findings import Findings
+from headcodes.models.devices import EachDevice, brought
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
-
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
 
@@ -49,19 +47,26 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
     products = torch.zeros(n_pairs, model.n_components, dtype=torch.float64)
     z = torch.zeros(2 * n_pairs, *shape)
     with found[0].timed("attribute"), ready(model), progress("attributing", total=n_pairs) as advance:
-        for batch in batches(tokens, node_bytes_per_token(model)):
+        for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
             clean = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
             gradients = torch.autograd.grad(measure(metric, batch, clean.logits).sum(), clean.z)
             rows = torch.tensor(batch.rows)
+            inside = (torch.arange(batch.clean.shape[1]) <= batch.last[:, None]).float()
+            shares = EachDevice(inside / inside.sum(1, keepdim=True))
+            found_products, found_z = [], []
             for layer, gradient in enumerate(gradients):
-                heads = slice(layer * model.n_heads, (layer + 1) * model.n_heads)
                 ours, theirs = clean.z[layer].detach().float(), corrupt.z[layer].float()
                 product = ((ours - theirs) * gradient.float()).unflatten(-1, (model.n_heads, model.d_head))
-                products[rows, heads] = product.sum((1, 3)).double().cpu()
-                for offset, side in ((0, ours), (n_pairs, theirs)):
-                    z[rows + offset, heads] = _mean(batch, side).unflatten(-1, (model.n_heads, model.d_head)).cpu()
+                found_products.append(product.sum((1, 3)))
+                # Each prompt's own positions, averaged.
+                (share,) = shares.on(ours.device)
+                found_z.append(torch.stack([torch.einsum("bs,bsx->bx", share, side) for side in (ours, theirs)]))
+            products[rows] = brought(found_products).transpose(0, 1).flatten(1)
+            means = brought(found_z).float().unflatten(-1, (model.n_heads, model.d_head))  # [layer, side, batch, ...]
+            for side, offset in enumerate((0, n_pairs)):
+                z[rows + offset] = means[:, side].transpose(0, 1).flatten(1, 2)
             advance(len(batch.rows))
     activations = HeadActivations(
         z.to(model.device), model.W_O.flatten(0, 1), model.n_layers, model.n_heads, positions="mean"
@@ -76,9 +81,3 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
         weighed = products * torch.from_numpy((1 + flips) / 2)
         findings.set_heads(weighed.mean(0).abs() + weighed.abs().mean(0))
     return found
-
-
-def _mean(batch: Batch, side: Float[Tensor, "batch seq column"]) -> Float[Tensor, "batch column"]:
-    """Return the mean over each prompt's own positions."""
-    inside = (torch.arange(side.shape[1]) <= batch.last[:, None]).to(side)
-    return torch.einsum("bs,bsx->bx", inside / inside.sum(1, keepdim=True), side)

@@ -65,7 +65,8 @@ def find(
         with ready(model):
             for _ in range(n_epochs):
                 adam.zero_grad()
-                gates = sample(mask, generator)
+                # The device gets them once an epoch, not once a layer.
+                gates = sample(mask, generator).to(model.device)
                 (regularisation * is_open(mask).mean()).backward(retain_graph=True)
                 for reference in whole.references:
                     edits: dict[int, Edit] = {

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
+from torch import Tensor
 
 from headcodes.errors import HeadcodesError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 _DTYPES = {
     "float32": torch.float32,
@@ -88,3 +93,25 @@ def torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def brought(parts: Sequence[Tensor]) -> Float[Tensor, "n_part ..."]:
+    """Return tensors of one shape, wherever they lie, stacked on the CPU in float64; the host waits once."""
+    home = parts[0].device
+    return torch.stack([part.to(home) for part in parts]).cpu().double()
+
+
+class EachDevice:
+    """Small tensors of the CPU, copied to a device when they are first wanted there.
+
+    Layers may lie on several devices, and a copy a layer would make the host wait that often.
+    """
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._copies: dict[torch.device, tuple[Tensor, ...]] = {torch.device("cpu"): tensors}
+
+    def on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Return the tensors on ``device``."""
+        if device not in self._copies:
+            self._copies[device] = tuple(tensor.to(device) for tensor in self._copies[torch.device("cpu")])
+        return self._copies[device]

@@ -234,7 +234,9 @@ def _logits_only(unembed: nn.Module, at: Tensor, vocab: Tensor | None) -> Iterat
         ids = vocab.to(weight.device)
         bias = getattr(linear, "bias", None)
         chosen = None if bias is None else bias[ids].float()
-        return torch.nn.functional.linear(args[0].float(), weight[ids].float(), chosen)
+        # Tied to the embedding, the weights may lie on another device than the last block.
+        hidden = args[0].to(weight.device).float()
+        return torch.nn.functional.linear(hidden, weight[ids].float(), chosen)
 
     with ExitStack() as hooks:
         hooks.callback(unembed.register_forward_pre_hook(shrink).remove)

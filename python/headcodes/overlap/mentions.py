@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from headcodes.errors import HeadcodesError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+
+# Larger counts than prompts a side do not occur; beyond this a partial sort is the cheaper way.
+_MAX_COUNTED = 1 << 20
 
 Scores = TypeVar("Scores", "NDArray[np.generic]", Tensor)
 
@@ -40,10 +43,24 @@ def mention_scores(U: Scores) -> Scores:
     if np.isnan(U).any():
         raise HeadcodesError("pair scores must be numbers", "NaN", mend)
     n_component = len(U)
-    # Ascending and stable on the reversed list, then reversed: descending with ties ascending, whatever the dtype.
     flat = U.ravel()
-    order = flat.size - 1 - np.argsort(flat[::-1], kind="stable")[::-1]
     # n_component ** 2 // 2 is always even: whole pairs.
-    strongest = order[: n_component**2 // 4]
-    names = np.divmod(strongest, max(n_component, 1))
-    return np.bincount(np.concatenate(names), minlength=n_component)
+    n_wanted = n_component**2 // 4
+    if not n_wanted:
+        return np.zeros(n_component, dtype=np.int64)
+    # The weakest value that is still among the strongest; of those equal to it, the first ones fill the list.
+    weakest: Any = _largest(flat, n_wanted)
+    named = weakest < U
+    ties = np.flatnonzero(flat == weakest)[: n_wanted - np.count_nonzero(named)]
+    named.reshape(-1)[ties] = True
+    counts: NDArray[np.int64] = named.sum(0, dtype=np.int64) + named.sum(1, dtype=np.int64)
+    return counts
+
+
+def _largest(flat: NDArray[np.generic], rank: int) -> np.generic:
+    """Return the ``rank``-th largest value: counts of pairs are small whole numbers, and are counted."""
+    if flat.dtype.kind in "iu" and int(flat.min()) >= 0 and int(flat.max()) <= _MAX_COUNTED:
+        from_above = np.bincount(flat)[::-1].cumsum()
+        return flat.dtype.type(len(from_above) - 1 - int(np.searchsorted(from_above, rank)))
+    found: np.generic = np.partition(flat, flat.size - rank)[flat.size - rank]
+    return found

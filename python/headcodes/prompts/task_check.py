@@ -72,16 +72,20 @@ def logit_differences(tokens: TokenPairs, logits: Sequence[Tensor]) -> Float[np.
         logits: of each prompt, the logits of ``tokens.scored_ids`` at its last position: right answers first.
     """
     differences = np.empty(len(logits))
+    alike: dict[tuple[int, int], list[int]] = {}
     for i, row in enumerate(logits):
-        n_right = len(tokens.answers[i])
-        if len(row) != n_right + len(tokens.wrong_answers[i]):
+        n_right, n_wrong = len(tokens.answers[i]), len(tokens.wrong_answers[i])
+        if len(row) != n_right + n_wrong:
             raise HeadcodesError(
                 f"prompt {i} must have the logits of its right and its wrong answers",
-                f"{len(row)} logits for {n_right} + {len(tokens.wrong_answers[i])} answers",
+                f"{len(row)} logits for {n_right} + {n_wrong} answers",
                 "Take the logits of tokens.scored_ids.",
             )
-        scores = row.detach().to("cpu", torch.float64)
-        differences[i] = (scores[:n_right].logsumexp(0) - scores[n_right:].logsumexp(0)).item()
+        alike.setdefault((n_right, n_wrong), []).append(i)
+    # Prompts with equally many answers at once.
+    for (n_right, _), rows in alike.items():
+        scores = torch.stack([logits[i].detach() for i in rows]).cpu().double()
+        differences[rows] = (scores[:, :n_right].logsumexp(1) - scores[:, n_right:].logsumexp(1)).numpy()
     return differences
 
 
