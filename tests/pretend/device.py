@@ -65,13 +65,14 @@ class Log:
     Attributes:
         waits: how often the host had to wait for the device, by "kind file:line" of the package.
         n_operations: number of operations on it.
+        largest_bytes: of the largest tensor that an operation made there.
         float64: whether it computes in float64; Apple's does not.
     """
 
     def __init__(self, float64: bool = True) -> None:
         self.waits: Counter[str] = Counter()
         self.n_operations = 0
-        self.n_captured = 0
+        self.largest_bytes = 0
         self.float64 = float64
         self.current = 0
         self.capturing: tuple[Graph, int] | None = None
@@ -168,6 +169,8 @@ class Shell(torch.Tensor):
             device=device,
         )
         shell.inner = inner
+        # A view or an expanded tensor takes no more than what it looks at.
+        _log.largest_bytes = max(_log.largest_bytes, inner.untyped_storage().nbytes())
         return shell
 
     def __init__(self, inner: torch.Tensor, device: torch.device) -> None: ...
@@ -225,7 +228,6 @@ def _dispatch(operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         _log.capturing[0].before(operation, bare_args, bare_kwargs)
     result = operation(*bare_args, **bare_kwargs)
     if captured:
-        _log.n_captured += 1
         _log.capturing[0].tape.append((operation, bare_args, bare_kwargs, result))
     if operation is _aten.copy_.default:
         return args[0]

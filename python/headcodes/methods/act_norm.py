@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from headcodes.methods.findings import Findings
 
 if TYPE_CHECKING:
@@ -19,8 +21,11 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     activations = inputs.activations
     findings = Findings.of(inputs.model)
     with findings.timed("score"):
-        z = activations.z[: len(inputs.tokens)].float().transpose(0, 1)
-        W_O = activations.W_O.float()
-        squares = ((z @ (W_O @ W_O.transpose(1, 2))) * z).sum(-1)
-        findings.set_heads(squares.clamp_min(0).sqrt().mean(1))
+        norms = []
+        for heads in activations.layers():  # fp32 weights of one layer at a time
+            z = activations.z[: len(inputs.tokens), heads].float().transpose(0, 1)
+            W_O = activations.W_O[heads].float()
+            squares = ((z @ (W_O @ W_O.transpose(1, 2))) * z).sum(-1)
+            norms.append(squares.clamp_min(0).sqrt().mean(1))
+        findings.set_heads(torch.cat(norms))
     return findings

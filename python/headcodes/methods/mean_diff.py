@@ -23,6 +23,9 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     with findings.timed("score"):
         n_pairs = len(inputs.tokens)
         difference = activations.z[:n_pairs].float().mean(0) - activations.z[n_pairs:].float().mean(0)
-        outputs = torch.einsum("ch,chd->cd", difference, activations.W_O.float())
-        findings.set_heads(outputs.norm(dim=-1))
+        norms = [
+            torch.einsum("ch,chd->cd", difference[heads], activations.W_O[heads].float()).norm(dim=-1)
+            for heads in activations.layers()  # fp32 weights of one layer at a time
+        ]
+        findings.set_heads(torch.cat(norms))
     return findings

@@ -24,15 +24,18 @@ _DTYPES = {
     "fp16": torch.float16,
 }
 
+_OTHER_KINDS = ("mps", "xpu", "hpu", "npu", "xla", "mtia", "mlu", "vulkan", "ipu")
+
 
 def choose_device(device: str | torch.device) -> torch.device:
     """Return the device that "auto" stands for, or the one named.
 
     Raises:
-        HeadcodesError: a device that torch does not have here.
+        HeadcodesError: a device that torch does not have here, or of another kind than cpu and cuda.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    refuse_kind(str(device))
     try:
         torch.empty(0, device=device)
         return torch.device(device)
@@ -41,6 +44,21 @@ def choose_device(device: str | torch.device) -> torch.device:
         raise HeadcodesError(
             "The device must be one that torch has here", f"{device!s} ({reason})", "Use auto, cpu or cuda."
         ) from error
+
+
+def refuse_kind(*devices: str) -> None:
+    """Raise where a device is of a kind that nobody has tried headcodes on.
+
+    Training runs as a CUDA graph there or on the CPU, and sums are checked in float64, which Apple's devices lack.
+
+    Raises:
+        HeadcodesError: a device that is neither cpu nor cuda ("meta" stands for weights that are offloaded).
+    """
+    for device in devices:
+        kind = device.partition(":")[0]
+        # What torch has never heard of is a typing error, of which it says more.
+        if kind in _OTHER_KINDS or kind == torch._C._get_privateuse1_backend_name():
+            raise HeadcodesError("The device must be cpu or cuda", device, "Use device='cpu'.")
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

@@ -12,7 +12,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.files import checksum, is_foreign
 from headcodes.models import planted
 from headcodes.models.adapt import from_bridge, from_lens, from_transformers
-from headcodes.models.devices import choose_device, choose_dtype
+from headcodes.models.devices import choose_device, choose_dtype, refuse_kind
 from headcodes.models.families import refuse
 from headcodes.models.gguf import converted, quiet
 from headcodes.models.model import Model
@@ -65,6 +65,8 @@ def load_model(
                 "device=, dtype=, device_map= or revision= beside it",
                 "Move or convert the model yourself, then call load_model(model, tokenizer=tokenizer).",
             )
+        if isinstance(source, nn.Module):
+            refuse_kind(*{str(part.device) for part in source.parameters()})
         if is_bridge(source):
             return from_bridge(source, tokenizer or source.tokenizer, type(source.original_model).__name__)
         if not isinstance(source, nn.Module):
@@ -93,6 +95,7 @@ def load_model(
         known = None if commit is None else checksum(f"hub {place.name} {commit}".encode())
     else:
         known = place.checksum
+    refuse_kind(*{str(part.device) for part in module.parameters()})
     return from_transformers(
         module, own_tokenizer, str(source), projection=projection, owned=True, revision=revision, known_checksum=known
     )

@@ -1,0 +1,132 @@
+"""What only a device, or a second one, brings to light: graphs, waits, memory, devices without float64."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from tests.pretend import device
+from tests.pretend.conftest import put
+from tests.pretend.device import MixedDevicesError, pretended
+
+import headcodes
+from headcodes.codes.sae import TrainConfig
+from headcodes.codes.train import train
+from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.methods import METHODS
+
+
+def rows() -> torch.Tensor:
+    return torch.randn(40, 12, generator=torch.Generator().manual_seed(1))
+
+
+def trained(x: torch.Tensor, n_epochs: int = 12) -> torch.Tensor:
+    config = TrainConfig(d_sae=6, n_epochs=n_epochs)
+    return train(x, config, generator=torch.Generator().manual_seed(0)).sae.W_enc.cpu()
+
+
+@pytest.mark.parametrize("before", [(), ("pretend:0",)], ids=["at first", "after the other device"])
+def test_a_captured_step_trains_on_the_device_of_the_weights(before: tuple[str, ...]) -> None:
+    want, untrained = trained(rows()), trained(rows(), n_epochs=4)
+    with pretended() as log:
+        for other in before:  # which makes CUDA's own capture stream there
+            trained(rows().to(other))
+        found = trained(rows().to("pretend:1"))
+    assert log.current == 0
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    assert (found - untrained).abs().max() > 1e-3
+
+
+def test_a_replay_that_does_nothing_is_refused() -> None:
+    with (
+        pretended(),
+        mock.patch.object(device.Graph, "replay"),
+        pytest.raises(HeadcodesError, match="must run when it is replayed"),
+    ):
+        trained(rows().to("pretend:1"))
+
+
+def opened(tiny_hf: Any, tokenizer: Any, **changes: Any) -> Any:
+    return headcodes.load_model(tiny_hf("llama", **changes), tokenizer=tokenizer)
+
+
+def discovered(model: Any, tokenizer: Any, method: str, n: int = 6) -> Any:
+    with pytest.warns(HeadcodesWarning):
+        return headcodes.discover(model, headcodes.tasks.get("ioi").build(tokenizer, n=n, seed=0), method=method)
+
+
+# Each part of the model has passes of its own there; the search of acdc takes the steps it takes.
+BY_PART = ("eap-ig-activations", "acdc", "patching")
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in BY_PART])
+def test_the_host_waits_a_constant_number_of_times_a_batch(tiny_hf: Any, tiny_tokenizer: Any, method: str) -> None:
+    found = []
+    for n_layers in (2, 4):
+        model = opened(tiny_hf, tiny_tokenizer, num_hidden_layers=n_layers)
+        with pretended() as log:
+            put(model, "pretend:0")
+            log.waits.clear()
+            discovered(model, tiny_tokenizer, method)
+        found.append(log.waits)
+    assert found[0] == found[1], found[1] - found[0]
+    assert found[0].total() <= 80
+
+
+def test_all_weights_are_never_held_in_float32_at_once(tiny_hf: Any, tiny_tokenizer: Any) -> None:
+    # Many layers of wide heads, so that their weights outweigh prompts and vocabulary.
+    wide = {"num_hidden_layers": 24, "hidden_size": 64, "head_dim": 128}
+    for method in ("default", "contrast", "paper-scaled", "act-norm", "mean-diff"):
+        module = tiny_hf("llama", **wide).to(torch.bfloat16)
+        model = headcodes.load_model(module, tokenizer=tiny_tokenizer)
+        n_bytes = model.W_O.numel() * 2
+        del model.__dict__["W_O"]
+        # The encoder's tiles are bounded by themselves; these models are smaller than one.
+        with mock.patch("headcodes.codes.encode.TILE_ELEMENTS", 1 << 14), pretended() as log:
+            put(model, "pretend:0")
+            discovered(model, tiny_tokenizer, method, n=4)
+        assert log.largest_bytes <= n_bytes, method
+
+
+def test_batches_follow_the_memory_of_the_device(tiny_hf: Any, tiny_tokenizer: Any) -> None:
+    from headcodes.activations.packing import DEFAULT_BATCH_BYTES, batch_bytes
+    from headcodes.interventions.runs import graph_bytes
+
+    cpu, gpu = torch.device("cpu"), torch.device("pretend:0")
+    with pretended():
+        assert batch_bytes(gpu) == 4 << 30  # of 80 GiB
+        with mock.patch.object(device, "MEMORY", [1 << 30, 79 << 30]):  # nearly the same, hardly any of it free
+            assert batch_bytes(gpu) == 4 << 30
+        with mock.patch.object(device, "MEMORY", [7 << 30, 8 << 30]):
+            assert batch_bytes(gpu) == 1 << 30
+        assert graph_bytes(gpu) == 2 * batch_bytes(gpu)
+        assert batch_bytes(cpu) == DEFAULT_BATCH_BYTES
+
+
+def test_mixed_devices_are_refused_as_on_a_gpu() -> None:
+    with pretended():
+        a = torch.ones(2, device="pretend:0")
+        for other in (torch.ones(2), torch.ones(2, device="pretend:1")):
+            with pytest.raises(MixedDevicesError):
+                a + other
+        assert (a + torch.tensor(1.0)).sum().item() == 4
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu"])
+def test_a_device_that_headcodes_is_not_made_for_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(HeadcodesError, match=r"must be cpu or cuda.*got " + name) as refused:
+        headcodes.load_model("planted-ioi", device=name)
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_model_that_lies_on_such_a_device_is_refused(tiny_hf: Any, tiny_tokenizer: Any) -> None:
+    module = tiny_hf("llama")
+    with pretended():
+        module.to("pretend:0")
+        with (
+            mock.patch("headcodes.models.families.check_projection"),
+            pytest.raises(HeadcodesError, match=r"must be cpu or cuda.*got pretend:0"),
+        ):
+            headcodes.load_model(module, tokenizer=tiny_tokenizer)
