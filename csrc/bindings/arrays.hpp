@@ -16,7 +16,7 @@
 namespace headcodes::bindings {
 
 inline constexpr std::array<std::pair<const char*, Isa>, 3> isa_names{
-    {{"scalar", Isa::scalar}, {"avx2", Isa::avx2}, {"avx512", Isa::avx512}}};
+    {{"simd128", Isa::simd128}, {"avx2", Isa::avx2}, {"avx512", Isa::avx512}}};
 
 // No forcecast: the Python layer converts and checks; an array of another type is refused here.
 using CodeArray = pybind11::array_t<std::int32_t, 0>;

@@ -1,7 +1,6 @@
 #include "dense.hpp"
 
 #include <algorithm>
-#include <array>
 
 namespace headcodes {
 namespace {
@@ -91,7 +90,7 @@ Dense make_dense(const Codes& positive, const Codes& negative, const Options& op
       read_block(positive, first, width, dense.n_prompt, codes.data());
       read_block(negative, first, width, dense.n_prompt, codes.data() + positive.n_prompt);
       for (std::size_t k = 0; k < width; ++k) {
-        poll(4 * dense.n_prompt);
+        poll(Poll::per_prompt * dense.n_prompt);
         renumber({codes.data() + k * dense.n_prompt, dense.n_prompt}, dense, first + k);
       }
     }

@@ -5,7 +5,7 @@ namespace headcodes {
 bool supported(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
-    case Isa::scalar:
+    case Isa::simd128:
       return true;
     case Isa::avx2:
       return __builtin_cpu_supports("avx2") != 0;
@@ -16,14 +16,14 @@ bool supported(Isa isa) {
   }
   return false;
 #else
-  return isa == Isa::scalar;
+  return isa == Isa::simd128;
 #endif
 }
 
 Isa best_isa() {
   if (supported(Isa::avx512)) return Isa::avx512;
   if (supported(Isa::avx2)) return Isa::avx2;
-  return Isa::scalar;
+  return Isa::simd128;
 }
 
 }  // namespace headcodes

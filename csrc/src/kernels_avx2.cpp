@@ -31,11 +31,11 @@ typedef std::uint8_t ByteVector __attribute__((vector_size(vector_bytes)));
   return reinterpret_cast<ByteVector>(_mm256_add_epi8(below, above));
 }
 
-#include "vector_plain.inl"
+#include "vector_plain_impl.hpp"
 //
-#include "pair_kernels.inl"
+#include "pair_kernels_impl.hpp"
 //
-#include "slice_kernels.inl"
+#include "slice_kernels_impl.hpp"
 
 }  // namespace
 

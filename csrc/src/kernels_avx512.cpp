@@ -61,7 +61,10 @@ struct Alive {
 
 template <class T>
 struct BitCounter {
-  static constexpr std::uint32_t most = sizeof(T) == 2 ? 65535 / 16 : 1U << 25;
+  static constexpr std::uint32_t most =
+      sizeof(T) == 2
+          ? 0xffff / 16
+          : (std::uint32_t{1} << 31) / 64;  // bits that a lane or a count holds, by bits an addition
   [[gnu::always_inline]] static Vec<T> add(const Vec<T>& counter, const Vec<T>& bits) {
     const auto x = reinterpret_cast<__m512i>(bits);
     if constexpr (sizeof(T) == 2) {
@@ -75,9 +78,9 @@ struct BitCounter {
   [[gnu::always_inline]] static Vec<T> lane_sums(const Vec<T>& counter) { return counter; }
 };
 
-#include "pair_kernels.inl"
+#include "pair_kernels_impl.hpp"
 //
-#include "slice_kernels.inl"
+#include "slice_kernels_impl.hpp"
 
 }  // namespace
 

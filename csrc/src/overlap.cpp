@@ -13,7 +13,7 @@ void unique_counts(const Codes& positive, const Codes& negative, const Options& 
     Groups groups;
     const std::size_t end = share_begin(dense.n_component, worker + 1, options.threads);
     for (std::size_t c = share_begin(dense.n_component, worker, options.threads); c < end; ++c) {
-      poll(4 * dense.n_prompt);
+      poll(Poll::per_prompt * dense.n_prompt);
       groups.make(dense, c);
       std::int32_t n_unique = 0;
       std::size_t n_explained = 0;

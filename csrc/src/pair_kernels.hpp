@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "headcodes/isa.hpp"
+
 namespace headcodes {
 
 /// Components are counted against one first component in tiles of this many.
@@ -39,14 +41,20 @@ struct PairKernels {
   /// of lane_bytes bytes (2, 4 or 8); one bit at most per lane.
   void (*spread)(const SpreadProgram& program, const std::byte* rows, unsigned lane_bytes,
                  std::int32_t* counts, std::int32_t* hits);
-  /// What one example costs the stamp table, in vector steps of 64 bytes: measured, see docs/performance.md.
-  double stamp_cost;
+  /// What one code looked up in the stamp table costs, in steps (see CostModel); chosen on whole counts,
+  /// docs/performance.md has what `measure_core costs` finds.
+  double stamp_steps;
 };
 
-/// Bytes of a chunk's row: four steps, but for lanes of two bytes, of which a tile only fills two.
-constexpr std::size_t chunk_bytes(unsigned lane_bytes) { return lane_bytes == 2 ? 128 : 256; }
+const PairKernels& kernels_of(Isa isa);
 
-namespace scalar {
+/// Bytes that one step reads.
+inline constexpr std::size_t step_bytes = 64;
+
+/// Bytes of a chunk's row: four steps, but for lanes of two bytes, of which a tile only fills two.
+constexpr std::size_t chunk_bytes(unsigned lane_bytes) { return (lane_bytes == 2 ? 2 : 4) * step_bytes; }
+
+namespace simd128 {
 extern const PairKernels kernels;
 }
 #if defined(__x86_64__)

@@ -21,6 +21,9 @@ namespace headcodes {
 class Poll {
  public:
   static constexpr std::chrono::milliseconds interval{30};
+  /// Steps of a prompt that is handled by itself instead of 64 components at a time: renumbered, grouped,
+  /// stamped.
+  static constexpr std::size_t per_prompt = 4;
 
   Poll(std::atomic<bool>& stop, const std::function<bool()>* cancelled)
       : stop_(stop), cancelled_(cancelled), next_(Clock::now() + interval) {}

@@ -27,7 +27,7 @@ using SlicesFunction = void (*)(const CodeGroups& groups, const std::uint64_t* l
 
 SlicesFunction slices_of(Isa isa);
 
-namespace scalar {
+namespace simd128 {
 extern const SlicesFunction count_slices;
 }
 #if defined(__x86_64__)

@@ -2,17 +2,12 @@
 // CMakeLists.txt.
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <map>
 #include <random>
-#include <set>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -392,10 +387,10 @@ int run_plain() {
 
 int main(int argc, char** argv) {
   const std::string suite = argc > 1 ? argv[1] : "";
-  if (suite == "scalar") return run_variant(Isa::scalar, suite);
+  if (suite == "simd128") return run_variant(Isa::simd128, suite);
   if (suite == "avx2") return run_variant(Isa::avx2, suite);
   if (suite == "avx512") return run_variant(Isa::avx512, suite);
   if (suite == "plain") return run_plain();
-  std::puts("usage: test_core scalar|avx2|avx512|plain");
+  std::puts("usage: test_core simd128|avx2|avx512|plain");
   return 2;
 }

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from headcodes import _core
 from headcodes.errors import HeadcodesError
-from headcodes.overlap.counts import MAX_CODE, MAX_COMPONENTS, pair_unique_counts, unique_counts
+from headcodes.overlap.counts import MAX_CODE, MAX_COMPONENTS, instruction_set, pair_unique_counts, unique_counts
 
 EXAMPLE_POS = np.array([[1, 4, 2, 7], [1, 5, 2, 7], [3, 5, 6, 0]], dtype=np.int32)
 EXAMPLE_NEG = np.array([[1, 4, 2, 0], [2, 5, 2, 7], [3, 4, 2, 0]], dtype=np.int32)
@@ -117,7 +117,7 @@ def test_sizes_against_sets(n_pos, n_neg, n_component, n_codes, strength, dead):
     check(pos, neg, dead=dead, layers=layers, threads=3)
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["simd128", "avx2", "avx512"])
 def test_heads_of_every_kind_together(monkeypatch, isa):
     if isa not in _core.isas():
         pytest.skip(f"this machine does not run {isa}")
@@ -196,12 +196,18 @@ def test_threads_do_not_matter():
 
 def test_variant_that_cannot_run_is_refused(monkeypatch):
     monkeypatch.setenv("HEADCODES_ISA", "sse9")
-    with pytest.raises(HeadcodesError, match=r"HEADCODES_ISA .*scalar.*got sse9"):
+    with pytest.raises(HeadcodesError, match=r"HEADCODES_ISA .*simd128.*got sse9"):
         unique_counts(EXAMPLE_POS, EXAMPLE_NEG)
-    monkeypatch.setattr(_core, "isas", lambda: ["scalar"])
+    monkeypatch.setattr(_core, "isas", lambda: ["simd128"])
     monkeypatch.setenv("HEADCODES_ISA", "avx2")
     with pytest.raises(HeadcodesError, match="HEADCODES_ISA"):
         pair_unique_counts(EXAMPLE_POS, EXAMPLE_NEG)
+
+
+def test_the_former_name_of_a_variant_still_names_it(monkeypatch):
+    monkeypatch.setenv("HEADCODES_ISA", "scalar")
+    assert instruction_set() == "simd128" == _core.isas()[0]
+    check(EXAMPLE_POS.astype(np.int32), EXAMPLE_NEG.astype(np.int32), dead=None)
 
 
 def test_kind_follows_the_caller():

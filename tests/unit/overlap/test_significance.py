@@ -30,7 +30,7 @@ def distances(given, permuted):
     return (everything - everything.mean(0)) / np.maximum(everything.std(0), 1)
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["simd128", "avx2", "avx512"])
 @pytest.mark.parametrize(
     ("paired", "n_pos", "n_neg"), [(True, 30, 30), (False, 30, 30), (False, 40, 11), (False, 5, 33)]
 )

@@ -2,7 +2,6 @@
 // file that defines in its own namespace: vector_bytes, Vec<T>, Alive<T>, popcount_lanes<T> or
 // popcount_bytes.
 
-constexpr std::size_t step_bytes = 64;
 constexpr std::size_t n_vector = step_bytes / vector_bytes;
 
 template <class T>
@@ -36,7 +35,7 @@ template <class T, int Conflicts, bool AnyDead>
 
 template <class T, bool AnyDead>
 void compare_step(const CompareProgram& program, const std::byte* rows, std::int32_t* counts) {
-  constexpr std::uint32_t most = sizeof(T) == 1 ? 255 : 65535;  // before a lane could overflow
+  constexpr std::uint32_t most = sizeof(T) == 1 ? 0xff : 0xffff;  // before a lane could overflow
   const std::uint32_t* at = program.offsets;
   Vec<T> counters[n_vector] = {};
   std::uint32_t counted = 0;
@@ -111,6 +110,9 @@ template <class T>
   for (std::size_t lane = 0; lane < lanes; ++lane) sums[lane] += static_cast<std::int32_t>(lane_of[lane]);
 }
 
+/// What the narrowest lane counts.
+constexpr std::uint32_t most_hits = 0xffff;
+
 /// n_wide neighbouring vectors of every row at once, so that a group's offsets are read once for all of them.
 template <class T, std::size_t n_wide, bool Hits>
 void spread_vectors(const SpreadProgram& program, const std::byte* rows, std::int32_t* counts,
@@ -155,7 +157,7 @@ void spread_vectors(const SpreadProgram& program, const std::byte* rows, std::in
         if constexpr (Hits) hit[v] -= reinterpret_cast<Vec<T>>((row & negative[v]) != Vec<T>{});
       }
       if constexpr (Hits) {
-        if (++hit_since_flush == 65535) flush_hits();
+        if (++hit_since_flush == most_hits) flush_hits();
       }
     }
     at += n_positive;

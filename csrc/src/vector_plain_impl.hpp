@@ -1,5 +1,5 @@
 // Vectors of vector_bytes bytes in the compiler's own vector language: what an instruction set without masks
-// needs. Included before pair_kernels.inl, which says what must be defined.
+// needs. Included before pair_kernels_impl.hpp, which says what must be defined.
 
 template <class T>
 struct VecOf {

@@ -4,7 +4,7 @@
 #include "pair_kernels.hpp"
 #include "slice_kernels.hpp"
 
-namespace headcodes::scalar {
+namespace headcodes::simd128 {
 namespace {
 
 constexpr std::size_t vector_bytes = 16;
@@ -18,15 +18,15 @@ typedef std::uint8_t ByteVector __attribute__((vector_size(vector_bytes)));
   return (x + (x >> 4)) & 0x0f;
 }
 
-#include "vector_plain.inl"
+#include "vector_plain_impl.hpp"
 //
-#include "pair_kernels.inl"
+#include "pair_kernels_impl.hpp"
 //
-#include "slice_kernels.inl"
+#include "slice_kernels_impl.hpp"
 
 }  // namespace
 
 const PairKernels kernels{compare, spread, 0.7};
 const SlicesFunction count_slices = slices;
 
-}  // namespace headcodes::scalar
+}  // namespace headcodes::simd128

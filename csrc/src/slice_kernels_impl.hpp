@@ -1,5 +1,5 @@
-// Included once per instruction set, like pair_kernels.inl. Counters are bit-sliced: plane k holds bit k of
-// the counts of many permutations, so that one logic operation counts for all of them (Harley's carry-save
+// Included once per instruction set, like pair_kernels_impl.hpp. Counters are bit-sliced: plane k holds bit k
+// of the counts of many permutations, so that one logic operation counts for all of them (Harley's carry-save
 // adders, as in Mula, Kurz, Lemire 2018).
 
 using Bits = Vec<std::uint64_t>;
@@ -21,6 +21,8 @@ constexpr std::size_t words_per_vector = vector_bytes / sizeof(std::uint64_t);
 
 void slices(const CodeGroups& groups, const std::uint64_t* labels, std::size_t n_plane,
             std::uint64_t* planes) {
+  if (n_plane == 0)
+    return;  // no code to count, and labels may then be a null pointer: there may be no prompts
   for (std::size_t v = 0; v < block_words; v += words_per_vector) {
     const std::uint64_t* column = labels + v;
     const auto label = [&](std::uint32_t prompt) { return load_bits(column + prompt * block_words); };
