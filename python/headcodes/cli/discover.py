@@ -134,7 +134,14 @@ def discover(
     if out is not None:
         result.save(out, top, inputs.model)
         result = result.with_timings(total=time.perf_counter() - STARTED)
-    print(json.dumps(result.as_json(top)) if as_json else table(result, top))
+    if not as_json and sys.stdout.isatty():
+        from rich.console import Console
+
+        from headcodes.cli.terminal import show
+
+        show(result, top, Console())
+    else:
+        print(json.dumps(result.as_json(top)) if as_json else table(result, top))
     if out is not None:
         print(
             f"headcodes: wrote {out}/circuit.json, result.json, scores.safetensors and page.html",

@@ -25,6 +25,7 @@ from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.edits import Plan
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, run
+from headcodes.progress import progress
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -203,9 +204,11 @@ def behaviour(
                 ("top1", torch.isin(best, torch.tensor(right, device=best.device))),
             ):
                 getattr(found, name)[index] = values.cpu().numpy()
+        advance(len(indices))
 
     plan = _Keep(mask, instead)
-    run(model, tokens, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=True)
+    with progress("running circuits", total=len(tokens)) as advance:
+        run(model, tokens, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=True)
     return found
 
 

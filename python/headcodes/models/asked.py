@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from headcodes.models.hooks import as_found
+from headcodes.progress import progress
 from headcodes.prompts.chat import render_chat
 from headcodes.prompts.negatives import Corrupt, make_negatives
 from headcodes.prompts.pairs import PromptPairs
@@ -113,12 +114,13 @@ def _log_probabilities(model: Model, rows: Sequence[list[int]], places: Sequence
 def _last_logits(model: Model, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Float[Tensor, " d_vocab"]]]:
     """Yield each prompt's number and the fp32 logits of all tokens after it."""
     order = sorted(range(len(prompts)), key=lambda row: (len(prompts[row]), row))
-    with as_found(model.module), torch.inference_mode():
+    with as_found(model.module), torch.inference_mode(), progress("asking", total=len(prompts)) as advance:
         for first in range(0, len(order), _AT_ONCE):
             some = [prompts[row] for row in order[first : first + _AT_ONCE]]
             logits = model.trace(_padded(some), logits_at=torch.tensor([len(ids) - 1 for ids in some]))
             assert logits is not None
             yield from zip(order[first : first + _AT_ONCE], logits, strict=True)
+            advance(len(some))
 
 
 def _padded(rows: Sequence[list[int]]) -> Tensor:

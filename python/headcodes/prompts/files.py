@@ -182,8 +182,10 @@ def _pair(row: Mapping[str, Any], roles: Mapping[str, str], where: str, *, split
         value = row.get(column)
         found = _answers(value, split=split, ids=role.endswith("_id"))
         empty = value in (None, "", [])
-        if role.startswith("wrong") and empty:
+        if empty and role.startswith("wrong"):
             return ()
+        if empty and column in row:
+            raise RowError(f"{where} must have an answer {column!r}", "none", "Add one.", "without an answer")
         if found is None or not all(isinstance(answer, int) or _encodes(answer) for answer in found):
             raise RowError(
                 f"{where} must have a list of {'token ids' if role.endswith('_id') else 'strings'} {column!r}",

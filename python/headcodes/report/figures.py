@@ -64,7 +64,8 @@ def heads_figure(
 ) -> Figure:
     """Draw a number a head: layers from left to right, heads from top to bottom, chosen heads framed.
 
-    Signed values get a scale with zero in its middle. Values called p-value or q-value are drawn as -log10.
+    Signed values get a scale with zero in its middle. Values called p-value or q-value are drawn as -log10, scores by
+    the root of their size: on a linear scale one head would hide the others.
 
     Args:
         values: NaN where a head has none.
@@ -77,11 +78,20 @@ def heads_figure(
     if what in ("p-value", "q-value"):
         shown = -np.log10(np.maximum(shown, 1e-300))
         title = f"−log₁₀ {what}"
+    rooted = what in ("score", "mention score")
+    largest = float(np.nanmax(np.abs(shown), initial=0.0))
+    if rooted and largest:
+        shown = np.sign(shown) * np.sqrt(np.abs(shown) / largest)
     finite = shown[np.isfinite(shown)]
     signed = bool(finite.size and finite.min() < 0)
     reach = float(np.abs(finite).max()) if finite.size else 1.0
     rank = np.empty(values.size, dtype=np.int32)
     rank[np.argsort(-np.nan_to_num(shown, nan=-np.inf).ravel(), kind="stable")] = np.arange(1, values.size + 1)
+    bar: Figure = {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0}
+    if rooted and largest:
+        shares = np.array([-1, -0.5, -0.1, 0, 0.1, 0.5, 1] if signed else [0, 0.1, 0.25, 0.5, 1])
+        bar["tickvals"] = (np.sign(shares) * np.sqrt(np.abs(shares))).tolist()
+        bar["ticktext"] = [f"{share * largest:.3g}" for share in shares]
     cells = {
         "type": "heatmap",
         "z": shown.T.astype(np.float32),
@@ -93,7 +103,7 @@ def heads_figure(
         "zmax": reach or 1.0,
         "xgap": 1,
         "ygap": 1,
-        "colorbar": {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        "colorbar": bar,
     }
     frames = {
         "type": "scatter",

@@ -156,7 +156,9 @@ def _draw_cells(drawn: Any, axes: Any, trace: figures.Figure) -> None:
         edgecolors="white",
         linewidth=0.5,
     )
-    drawn.colorbar(image, ax=axes, label=trace["colorbar"]["title"]["text"], pad=0.02)
+    bar = drawn.colorbar(image, ax=axes, label=trace["colorbar"]["title"]["text"], pad=0.02)
+    if "tickvals" in trace["colorbar"]:
+        bar.set_ticks(trace["colorbar"]["tickvals"], labels=trace["colorbar"]["ticktext"])
 
 
 def _draw_scatter(drawn: Any, axes: Any, trace: figures.Figure) -> None:

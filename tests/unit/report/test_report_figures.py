@@ -63,7 +63,12 @@ def test_head_map_puts_layers_across_and_heads_down() -> None:
     values = np.array([[0.0, 5.0], [2.0, np.nan], [5.0, 1.0]])
     cells, frames = figures.heads_figure(values, chosen=[(0, 1), (2, 0)])["data"]
     assert cells["z"].shape == (2, 3)
-    np.testing.assert_array_equal(cells["z"], values.T.astype(np.float32))
+    # Scores by the root of their share of the largest; the scale's ticks and what hovering shows are scores.
+    np.testing.assert_allclose(cells["z"], np.sqrt(values.T / 5), rtol=1e-6)
+    np.testing.assert_array_equal(cells["customdata"][..., 0], values.T.astype(np.float32))
+    ticks = dict(zip(cells["colorbar"]["ticktext"], cells["colorbar"]["tickvals"], strict=True))
+    assert ticks["1.25"] == pytest.approx(0.5)
+    assert (ticks["0"], ticks["5"]) == (0, 1)
     ranks = cells["customdata"][..., 1].T
     assert ranks.tolist() == [[5, 1], [3, 6], [2, 4]]  # ties go to the lower index, NaN last
     assert list(zip(frames["x"], frames["y"], strict=True)) == [(0, 1), (2, 0)]
@@ -208,7 +213,7 @@ def test_matplotlib_uses_the_page_s_colours() -> None:
     mesh = axes.collections[0]
     assert colors.to_hex(mesh.cmap(0.0)) == figures.SEQUENTIAL[0]
     assert colors.to_hex(mesh.cmap(1.0)) == figures.SEQUENTIAL[-1]
-    np.testing.assert_array_equal(mesh.get_array(), np.arange(6.0).reshape(3, 2).T)
+    np.testing.assert_allclose(mesh.get_array(), np.sqrt(np.arange(6.0).reshape(3, 2).T / 5), rtol=1e-6)
 
 
 def test_names_of_neighbours_do_not_collide() -> None:
