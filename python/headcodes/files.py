@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import socket
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,9 @@ MAX_BYTES = 1 << 30
 MAX_DEPTH = 64
 MAX_DIGITS = 19  # of a whole number: what 64 bits hold
 _MAX_REASON = 300
+_PART = ".part"
+_WRITER = re.compile(r"\.([^./]*)~(\d+)\.[^.]*\.part$")
+_LEFTOVER_S = 24 * 3600
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -91,6 +97,49 @@ def check_writable(path: Path | str) -> None:
         raise HeadcodesError(f"{path} must be writable", f"{folder}, which is {got}", "Name another place.")
 
 
+def temporary_prefix(target: Path) -> str:
+    """Return how the name of what is to become ``target`` begins until it is whole: with its writer in it."""
+    return f".{target.name[:100]}.{_this_host()}~{os.getpid()}."
+
+
+def _this_host() -> str:
+    return socket.gethostname()[:64].replace(".", "-")
+
+
+def sweep(folder: Path, pattern: str = "") -> list[Path]:
+    """Remove what dead writers left half-written in a folder, and return it.
+
+    A writer of this machine is dead when its process is; any other is taken for dead after a day.
+
+    Args:
+        folder: need not be there.
+        pattern: how the target's name must be, as ``Path.glob`` takes it; any by default.
+    """
+    swept = []
+    for path in folder.glob(f".{pattern}.*{_PART}" if pattern else f".*{_PART}"):
+        try:
+            if _writer_lives(path):
+                continue
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except OSError:
+            continue  # another process swept it, or it is not ours to remove
+        swept.append(path)
+    return swept
+
+
+def _writer_lives(path: Path) -> bool:
+    writer = _WRITER.search(path.name)
+    if writer is None or writer[1] != _this_host():
+        return time.time() - path.stat().st_mtime < _LEFTOVER_S
+    try:
+        os.kill(int(writer[2]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def follow_umask(path: Path, mode: int = 0o666) -> None:
     """Give a file that was made privately the permissions that the user's own umask gives."""
     umask = os.umask(0)
@@ -111,7 +160,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     """
     target = target_of(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", suffix=".part", dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=temporary_prefix(target), suffix=_PART, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -160,6 +209,8 @@ def is_foreign(error: BaseException) -> bool:
 def reading(must: str, path: Path | str, mend: str) -> Iterator[None]:
     """Turn whatever a library raises over a file (``is_foreign``) into one HeadcodesError that names the file.
 
+    A HeadcodesError that does not name it is raised again with its name.
+
     Args:
         must: what must hold of the file.
         path: the file, or folder, as the caller named it.
@@ -167,8 +218,10 @@ def reading(must: str, path: Path | str, mend: str) -> Iterator[None]:
     """
     try:
         yield
-    except HeadcodesError:
-        raise
+    except HeadcodesError as error:
+        if str(path) in str(error):
+            raise
+        raise HeadcodesError(error.must, f"{error.got} in {path}", error.mend) from error
     except BaseException as error:
         if not is_foreign(error):
             raise

@@ -15,6 +15,7 @@ from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.files import atomic_write
 from headcodes.settings import SETTINGS, Settings
+from headcodes.store.folders import run_folder
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int32
@@ -187,15 +188,31 @@ class Result(Settings):
     def save(self, folder: Path | str, top: int = 20, model: Model | None = None) -> None:
         """Write circuit.json, result.json, prompts.json, scores.safetensors, sae/ and page.html into ``folder``.
 
-        Each file is written whole and then renamed; files of other names in the folder stay as they are. Given the
-        model, the page also shows the attention of the chosen heads on some prompts (attention.safetensors).
-        """
-        from safetensors.numpy import save_file
+        The folder is replaced whole: it must be new, empty or an earlier run, and then holds nothing but this run.
+        Given the model, the page also shows the attention of the chosen heads on some prompts (attention.safetensors).
 
+        Raises:
+            HeadcodesError: the folder holds something that is no run's.
+        """
         from headcodes.report.attention import attention_examples, save_attention
         from headcodes.report.page import write_page
 
-        folder = Path(folder)
+        attention = []
+        if model is not None:
+            try:
+                attention = attention_examples(model, self.pairs, self.circuit(top).heads, self.bos)
+            except HeadcodesError as error:
+                warnings.warn(str(error), HeadcodesWarning, stacklevel=2)
+        with run_folder(folder) as fresh:
+            self._write(fresh, top)
+            if self.sae is not None:
+                self.sae.save(fresh / "sae")
+            save_attention(fresh, attention)
+            write_page(self.record(top, attention), fresh / "page.html")
+
+    def _write(self, folder: Path, top: int) -> None:
+        from safetensors.numpy import save_file
+
         edges = self.findings.edges
         circuit = replace(self.circuit(top), edge_scores_file="scores.safetensors" if edges else None)
         circuit.to_json(folder / "circuit.json")
@@ -224,16 +241,6 @@ class Result(Settings):
             names = {"edge_sources": " ".join(edges.sources), "edge_destinations": " ".join(edges.destinations)}
         with atomic_write(folder / "scores.safetensors") as path:
             save_file({name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}, path, names)
-        if self.sae is not None:
-            self.sae.save(folder / "sae")
-        attention = []
-        if model is not None:
-            try:
-                attention = attention_examples(model, self.pairs, self.circuit(top).heads, self.bos)
-            except HeadcodesError as error:
-                warnings.warn(str(error), HeadcodesWarning, stacklevel=2)
-        save_attention(folder, attention)
-        write_page(self.record(top, attention), folder / "page.html")
 
     def record(self, top: int = 20, attention: Sequence[AttentionPattern] = ()) -> RunRecord:
         """Return what a report shows of this result."""

@@ -161,6 +161,7 @@ def test_lists(run: Run) -> None:
 
 
 def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -240,6 +241,40 @@ def test_unwritable_out_folder(run: Run, folder: Path, tmp_path: Path) -> None:
     blocked = write(tmp_path / "file", "not a folder")
     refused(run("discover", "--model", folder, "--n-prompts", "4", "--out", blocked / "out"))
     assert blocked.read_text() == "not a folder"
+
+
+def test_a_run_is_written_over_nothing_but_a_run(run: Run, folder: Path, prompt_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("discover", "--model", folder, "--n-prompts", "4", "--method", "mean-diff", "--out", out)
+    assert run(*arguments)[0] == 0
+    for name in ("evaluation.json", "attention.safetensors"):
+        write(out / name, "of the first run")
+    assert run(*arguments, "--seed", "1")[0] == 0
+    assert not (out / "evaluation.json").exists()
+    assert (out / "attention.safetensors").read_bytes() != b"of the first run"
+    mine = write(out / "prompts.json", prompt_file.read_text())
+    refused(run(*arguments, "--prompts", mine))
+    assert mine.read_text() == prompt_file.read_text()
+    theirs = write(tmp_path / "theirs" / "attention.safetensors", "mine")
+    refused(run(*arguments[:-1], theirs.parent))
+    assert theirs.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out", "theirs"]
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "export", "report"])
+def test_outputs_that_cannot_be_are_refused_before_the_work(
+    run: Run, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headcodes.circuit import formats
+    from headcodes.report import page
+
+    for place, name in ((formats, "load_circuit"), (page, "write_report")):
+        monkeypatch.setattr(place, name, lambda *_a, **_k: pytest.fail("the work began"))
+    blocked = write(tmp_path / "file", "mine")
+    for out in ("/dev/null", tmp_path, blocked / "below"):
+        words = ("x.json", out) if verb == "export" else ("x.json", "--out", out)
+        refused(run(verb, *words))
+    assert blocked.read_text() == "mine"
 
 
 def test_a_tokenizer_that_cannot_carry_the_task(run: Run, tiny_hf: Any, tmp_path: Path) -> None:

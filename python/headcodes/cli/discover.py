@@ -86,6 +86,7 @@ def discover(
     from headcodes.models.devices import choose_device, choose_dtype, torch_threads
     from headcodes.models.load import load_model
     from headcodes.models.sources import resolve
+    from headcodes.store.folders import check_run_folder
 
     if task is not None and prompts is not None:
         raise HeadcodesError("either --task or --prompts is given", "both", "Leave one out.")
@@ -98,6 +99,8 @@ def discover(
     wanted = Asked(prompts, columns, skip_bad, leading_space, corrupt, chat, system)
     pairs = wanted.read()
     chosen = tasks.get(task or "ioi")
+    if out is not None:
+        check_run_folder(out, inputs=[prompts, model])
     imported = time.perf_counter()
     with torch_threads(threads):
         where = choose_device(device)

@@ -65,10 +65,12 @@ def evaluate(
     from headcodes import tasks
     from headcodes.circuit.formats import load_circuit
     from headcodes.evaluation.evaluate import evaluate_circuit
-    from headcodes.files import atomic_write
+    from headcodes.files import atomic_write, check_writable
     from headcodes.models.devices import torch_threads
     from headcodes.models.load import load_model
 
+    if out is not None:
+        check_writable(out)
     judged = load_circuit(circuit)
     if prompts is not None and task is not None:
         raise HeadcodesError("either --task or --prompts is given", "both", "Leave one out.")

@@ -16,7 +16,9 @@ def export(
 ) -> None:
     """Write a circuit in another tool's form."""
     from headcodes.circuit import formats as forms
+    from headcodes.files import check_writable
 
+    check_writable(out)
     forms.export(forms.load_circuit(circuit), form, out)
 
 

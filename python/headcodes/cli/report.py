@@ -14,7 +14,9 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Write one page about many runs: overview, every run, any two side by side."""
+    from headcodes.files import check_writable
     from headcodes.report.page import write_report
 
+    check_writable(out)
     n_runs = write_report(sources, out)
     print(f"headcodes: wrote {out} about {n_runs} run{'s' if n_runs != 1 else ''}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
+from headcodes.files import read_json, reading
 from headcodes.prompts.pairs import PromptPairs
 from headcodes.report.attention import load_attention
 from headcodes.report.curves import curves_of_evaluation, published_curves
@@ -50,24 +50,11 @@ def read_folder(folder: Path | str) -> RunRecord:
     """
     folder = Path(folder)
     path = folder / "result.json"
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise HeadcodesError(
-            "a run is a folder that `headcodes discover --out` wrote", f"{path}: {reason}", "Give such a folder."
-        ) from error
+    document = read_json(path, "the result of a run", "Give a folder that `headcodes discover --out` wrote.")
     _check(document, path)
-    try:
+    must = "the files of a run must belong together and be whole"
+    with reading(must, folder, "Write the run again with `headcodes discover --out`."):
         return _from_folder(folder, document)
-    except HeadcodesError as error:
-        raise HeadcodesError(f"{folder}: {error.must}", error.got, error.mend) from error
-    except Exception as error:  # safetensors raises its own kinds
-        raise HeadcodesError(
-            f"the files in {folder} belong together and are whole",
-            f"{type(error).__name__}: {error}",
-            "Write the run again with `headcodes discover --out`.",
-        ) from error
 
 
 def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
@@ -79,8 +66,12 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
     prompts, judged = folder / "prompts.json", folder / "evaluation.json"
     shape = document["n_layers"], document["n_heads"]
     scores_of_heads = np.array(document["head_scores"], dtype=np.float64).reshape(shape)
+    circuit = Circuit.from_json(folder / "circuit.json")
     if judged.exists():
-        evaluation = json.loads(judged.read_text(encoding="utf-8"))
+        evaluation = read_json(judged, "an evaluation", "Write it again with `headcodes evaluate --out`.")
+        about = evaluation["circuit"]
+        if (about["method"], about["n_heads_in_circuit"]) != (circuit.method, len(circuit.heads)):
+            raise ValueError("evaluation.json is of another circuit than circuit.json")
         curves = curves_of_evaluation(evaluation, document["method"], scores_of_heads)
         if "head_effects" in (evaluation["truth"] or {}):
             arrays["causal_effects"] = np.array(evaluation["truth"]["head_effects"], dtype=np.float64)
@@ -88,15 +79,24 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
         curves = published_curves(document["model"], document["task"], document["method"], scores_of_heads)
     record = RunRecord(
         document=document,
-        circuit=Circuit.from_json(folder / "circuit.json"),
+        circuit=circuit,
         arrays=arrays,
         pairs=PromptPairs.from_json(prompts) if prompts.exists() else None,
         attention=load_attention(folder),
         curves=curves,
     )
     n_component = document["n_layers"] * document["n_heads"]
-    if (record.circuit.n_layers, record.circuit.n_heads) != shape:
+    if (circuit.n_layers, circuit.n_heads) != shape:
         raise ValueError("circuit.json and result.json are of models of different shapes")
+    if circuit.method != document["method"] or circuit.as_lists() != document["circuit"]:
+        raise ValueError("circuit.json and result.json are of different runs")
+    if "head_scores" in stored and not np.array_equal(stored["head_scores"], scores_of_heads):
+        raise ValueError("scores.safetensors and result.json are of different runs")
+    if record.pairs is not None and (record.pairs.task, record.pairs.negative) != (
+        document["task"],
+        document["negative"],
+    ):
+        raise ValueError("prompts.json and result.json are of different runs")
     _ = record.head_values  # numbers of the wrong kind or count are found here, not while drawing
     codes = arrays.get("codes")
     for name, array in arrays.items():
@@ -151,7 +151,8 @@ def read_runs(sources: Iterable[RunRecord | Path | str]) -> list[RunRecord]:
             runs.append(source)
             continue
         folder = Path(source)
-        inner = sorted(path.parent for path in folder.glob("*/result.json"))
+        # A folder whose name begins with a dot is still being written.
+        inner = sorted(path.parent for path in folder.glob("[!.]*/result.json"))
         if (folder / "cells").is_dir():
             runs += read_store(folder)
         elif (folder / "result.json").exists() or not inner:

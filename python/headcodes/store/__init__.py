@@ -1,1 +1,1 @@
-"""The store of a scan: finished cells as Parquet files that other tools read too."""
+"""What headcodes keeps on disk: finished cells of scans as Parquet, folders of runs replaced whole."""

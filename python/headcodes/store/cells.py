@@ -21,11 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.files import atomic_write, checksum
+from headcodes.files import atomic_write, checksum, sweep
 from headcodes.settings import SETTINGS
 
-# A temporary file this old has lost its writer.
-_LEFTOVER_S = 24 * 3600
 # What reading a damaged file may raise.
 DAMAGE = (OSError, ValueError, KeyError, pa.ArrowException)
 
@@ -79,18 +77,9 @@ class Store:
                 place.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=place):
                     pass
-                self._sweep(place)
+                sweep(place)
         except OSError as error:
             raise self._unwritable(error) from error
-
-    @staticmethod
-    def _sweep(place: Path) -> None:
-        for leftover in place.glob(".*.part"):
-            try:
-                if time.time() - leftover.stat().st_mtime > _LEFTOVER_S:
-                    leftover.unlink()
-            except FileNotFoundError:
-                continue  # another scan swept it
 
     def _unwritable(self, error: OSError) -> HeadcodesError:
         return HeadcodesError(

@@ -249,7 +249,7 @@ def test_a_damaged_folder_is_named(tmp_path: Path, file: str, content: str | Non
         {"bos_added": 1},
         {"dead_share": "half"},
         {"task_check": {"share_right": float("nan")}},
-        {"timings_s": {"total": 10**400}},
+        {"timings_s": {"total": float("inf")}},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
@@ -472,6 +472,7 @@ def test_a_cell_of_a_scan_says_how_to_see_its_prompts(seed: int) -> None:
 def test_an_evaluation_beside_the_run_adds_effects_and_curves(tmp_path: Path) -> None:
     result().save(tmp_path, top=3)
     evaluation = {
+        "circuit": {"method": "paper", "n_heads_in_circuit": 3},
         "truth": {"name": "causal", "n_heads_in_circuit": 1, "head_effects": [0.1, -0.2, -3.0, 0.0]},
         "curve": {
             "sizes": [0, 2, 4],
@@ -495,9 +496,31 @@ def test_an_evaluation_beside_the_run_adds_effects_and_curves(tmp_path: Path) ->
     ]
     blocks = Parts(page.render([read])).blocks
     assert list(blocks["run-0"]["curves"]) == ["ROC", "precision-recall", "faithfulness", "completeness"]
-    (tmp_path / "evaluation.json").write_text('{"truth": null}', encoding="utf-8")
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation | {"truth": 3}), encoding="utf-8")
     with pytest.raises(HeadcodesError, match="belong together"):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["circuit.json", "result.json", "scores.safetensors", "prompts.json", "evaluation.json"]
+)
+def test_files_of_two_runs_are_no_run(tmp_path: Path, name: str) -> None:
+    ours = result()
+    other = replace(
+        ours,
+        method="mean-diff",
+        pairs=replace(ours.pairs, negative="another"),
+        findings=replace(ours.findings, head_scores=ours.findings.head_scores + 1),
+    )
+    for run, folder in ((ours, tmp_path / "a"), (other, tmp_path / "b")):
+        run.save(folder, top=3)
+        about = {"method": run.method, "n_heads_in_circuit": len(run.circuit(3).heads)}
+        evaluation = {"circuit": about, "truth": None, "curve": None, "areas": None}
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+        read_folder(folder)
+    (tmp_path / "b" / name).replace(tmp_path / "a" / name)
+    with pytest.raises(HeadcodesError, match=r"belong together.*(different runs|another circuit)"):
+        read_folder(tmp_path / "a")
 
 
 def test_published_truths_of_the_same_model_are_drawn() -> None:
