@@ -183,7 +183,7 @@ def reason_of(error: BaseException) -> str:
         text = str(error).strip()
     except Exception:  # an exception of a library that cannot even be shown
         text = ""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    line = " ".join(text[: 4 * _MAX_REASON].split())
     line = line if len(line) <= _MAX_REASON else line[: _MAX_REASON - 3] + "..."
     if not line or isinstance(error, KeyError | AttributeError | IndexError | TypeError):
         line = f"{type(error).__name__}: {line}".rstrip(": ")
@@ -265,7 +265,7 @@ def read_text(path: Path | str, what: str, mend: str, max_bytes: int = MAX_BYTES
         content = stream.read(max_bytes + 1)
         if len(content) > max_bytes:
             raise HeadcodesError(f"{what} must have at most {max_bytes:,} bytes", f"{path} of more", mend)
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")  # the mark that some editors put in front is no text
 
 
 def read_json(path: Path | str, what: str, mend: str, max_bytes: int = MAX_BYTES) -> Any:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
 
-_NODE = re.compile(r"a(\d+)\.h(\d+)|m(\d+)")
+# One name a node: no leading zeros, no digits of other scripts.
+_NUMBER = "(0|[1-9][0-9]{0,8})"
+_NODE = re.compile(rf"a{_NUMBER}\.h{_NUMBER}|m{_NUMBER}")
 _SLOT = re.compile(r"(.+)<([qkv])>")
 
 

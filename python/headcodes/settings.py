@@ -11,6 +11,9 @@ from typing import Any, Literal, get_type_hints
 
 from headcodes.errors import HeadcodesError
 
+# Beyond these a number is a slip of the hand, and would be found after hours, or by an overflow.
+MOST_PROMPTS, MOST_THREADS, MOST_SEED = 1_000_000, 4096, 2**63 - 1
+
 Level = Literal["node", "edge"]
 Bos = Literal["auto", "yes", "no"]
 Metric = Literal["logit-diff", "prob-diff", "kl", "nll"]
@@ -37,13 +40,13 @@ class SharedSettings:
     """
 
     level: Level = field(default="node", metadata={"enum": ["node", "edge"]})
-    n_prompts: int = field(default=250, metadata={"minimum": 1})
-    n_train: int = field(default=10, metadata={"minimum": 1})
+    n_prompts: int = field(default=250, metadata={"minimum": 1, "maximum": MOST_PROMPTS})
+    n_train: int = field(default=10, metadata={"minimum": 1, "maximum": MOST_PROMPTS})
     positions: Positions = field(default="mean", metadata={"enum": ["mean", "last"]})
     bos: Bos = field(default="auto", metadata={"enum": ["auto", "yes", "no"]})
     device: str = "auto"
     dtype: str = field(default="auto", metadata={"enum": ["auto", "float32", "bfloat16", "float16"]})
-    threads: int = field(default=1, metadata={"minimum": 1})
+    threads: int = field(default=1, metadata={"minimum": 1, "maximum": MOST_THREADS})
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -51,6 +54,11 @@ class SharedSettings:
             least, choices = each.metadata.get("minimum"), each.metadata.get("enum")
             if least is not None and value < least:
                 raise HeadcodesError(f"{each.name} must be at least {least}", str(value), f"{each.default} is usual.")
+            most = each.metadata.get("maximum")
+            if most is not None and value > most:
+                raise HeadcodesError(
+                    f"{each.name} must be at most {most:,}", str(value)[:40], f"{each.default} is usual."
+                )
             if choices is not None and isinstance(value, str) and value not in choices:
                 known = ", ".join(map(repr, choices)) + (
                     " or a list of positions a prompt" if each.name == "positions" else ""
@@ -74,7 +82,7 @@ class Settings(SharedSettings):
     task: str = "ioi"
     negative: str | None = None
     method: str = "default"
-    seed: int = 0
+    seed: int = field(default=0, metadata={"minimum": 0, "maximum": MOST_SEED})
 
 
 def _types(settings: type[SharedSettings]) -> dict[str, type]:
@@ -104,15 +112,16 @@ def parse_seeds(seeds: str | list[int]) -> list[int]:
         HeadcodesError: no such list, a range from high to low, or more than 100,000 seeds.
     """
     if not isinstance(seeds, str):
-        return list(dict.fromkeys(seeds))
+        return list(check_seeds(list(dict.fromkeys(seeds))))
     ranges: list[range] = []
     if _SEEDS.fullmatch(seeds):
         for part in seeds.split(","):
             first, _, last = part.partition("-")
             ranges.append(range(int(first), int(last or first) + 1))
-    if not ranges or not all(ranges) or sum(its.stop - its.start for its in ranges) > _MOST_SEEDS:
+    over = any(its and its[-1] > MOST_SEED for its in ranges)
+    if not ranges or over or not all(ranges) or sum(its.stop - its.start for its in ranges) > _MOST_SEEDS:
         raise HeadcodesError(
-            f"seeds are numbers and ranges from low to high, at most {_MOST_SEEDS:,} seeds",
+            f"seeds must be numbers below 2^63 and ranges from low to high, at most {_MOST_SEEDS:,} seeds",
             repr(seeds[:80]),
             'Write "0-9" or "0,3,5-7".',
         )

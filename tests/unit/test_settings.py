@@ -95,7 +95,7 @@ def test_seeds(text: str | list[int], seeds: list[int]) -> None:
     "text", ["", "a", "1-", "3-1", "0,3-1", "-1", "1,,2", "0-99999999999", "0,1-" + "9" * 19, "9" * 5000]
 )
 def test_no_seeds(text: str) -> None:
-    with pytest.raises(HeadcodesError, match="seeds are numbers"):
+    with pytest.raises(HeadcodesError, match="seeds must be numbers"):
         parse_seeds(text)
 
 

@@ -180,6 +180,7 @@ def _check(
                 f"{min(ids)}..{max(ids)} in prompt {row}",
                 "Use the model's own tokenizer.",
             )
+    model.check_length(max(map(len, tokens)))
     if isinstance(positions, str):
         if positions not in ("mean", "last"):
             raise HeadcodesError("positions must be mean, last or positions", repr(positions), "Leave it at mean.")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headcodes.circuit.circuit import Circuit
-from headcodes.circuit.mib import filled_graph
+from headcodes.circuit.mib import check_n_edges, filled_graph
 from headcodes.errors import HeadcodesError
-from headcodes.files import atomic_write
+from headcodes.files import atomic_write, reading, regular
 from headcodes.graph import head_name
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def to_prune_scores(circuit: Circuit) -> dict[str, Float[np.ndarray, "*shape"]]:
     writers before that module in the order input, heads and MLP of layer 0, of layer 1 ... Edges are scored
     as in ``to_mib``.
     """
+    check_n_edges(circuit)
     score, _ = filled_graph(circuit)
     found: dict[str, Float[np.ndarray, "*shape"]] = {}
     for name, readers, before in _modules(circuit):
@@ -85,16 +86,10 @@ def read_prune_scores(path: Path | str, circuit: Circuit) -> Circuit:
     Raises:
         HeadcodesError: no such file, not safetensors, or scores of another model.
     """
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    try:
-        scores = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise HeadcodesError(
-            "prune scores are a safetensors file", f"{path}: {error}", "Save the dict with safetensors."
-        ) from error
-    return from_prune_scores(scores, circuit)
+    with reading("prune scores must be a safetensors file of this model", path, "Save the dict with safetensors."):
+        return from_prune_scores(load_file(regular(path)), circuit)
 
 
 def _modules(circuit: Circuit) -> Iterator[tuple[str, list[str], list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headcodes.errors import HeadcodesError
-from headcodes.files import atomic_write
+from headcodes.files import atomic_write, read_json, reading, reason_of
 from headcodes.graph import head_name, parse_head, split_slot, stage
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 SCHEMA = 1
+_MOST = 10_000  # layers, and heads a layer: beyond any model, and short of what would fill the memory
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,12 @@ class Circuit:
     edge_scores_file: str | None = None
 
     def __post_init__(self) -> None:
+        if not (0 < self.n_layers <= _MOST and 0 < self.n_heads <= _MOST):
+            raise HeadcodesError(
+                f"a circuit is of a model of 1 to {_MOST:,} layers of 1 to {_MOST:,} heads",
+                f"{self.n_layers} layers of {self.n_heads} heads"[:120],
+                "Check n_layers and n_heads.",
+            )
         stages: dict[str, int] = {}
         for name in {*self.nodes, *self.node_scores}:
             stages[name] = self._stage(name)
@@ -264,6 +272,7 @@ class Circuit:
                     if score is not None:
                         edge_scores[edge] = float(_kind(score, int, float))
             d_model = data.get("d_model")
+            json.dumps(data.get("meta"), allow_nan=False)  # what could not be written again
             return cls(
                 n_layers=_kind(data["n_layers"], int),
                 n_heads=_kind(data["n_heads"], int),
@@ -284,10 +293,10 @@ class Circuit:
             )
         except HeadcodesError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise HeadcodesError(
                 "a circuit file follows the schema of docs/circuit-json.md",
-                f"{type(error).__name__}: {error}",
+                reason_of(error),
                 "Mend the file, or write it again.",
             ) from error
 
@@ -303,19 +312,14 @@ class Circuit:
         Raises:
             HeadcodesError: no such file, no JSON, or not a circuit.
         """
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise HeadcodesError(
-                "a circuit file can be read and holds JSON",
-                f"{path}: {error}",
-                "Give the path of a circuit.json.",
-            ) from error
-        return cls.from_dict(data)
+        mend = "Give the path of a circuit.json."
+        data = read_json(path, "a circuit file", mend)
+        with reading("a circuit file must hold a circuit", path, mend):
+            return cls.from_dict(data)
 
 
 def _kind(value: Any, *kinds: type) -> Any:
     # bool is an int to Python, never to a reader of the file.
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise TypeError(f"{value!r} should be {' or '.join(kind.__name__ for kind in kinds)}")
+        raise TypeError(f"{reprlib.repr(value)} should be {' or '.join(kind.__name__ for kind in kinds)}")
     return value

@@ -27,9 +27,9 @@ import numpy as np
 
 from headcodes.circuit.auto_circuit import write_prune_scores
 from headcodes.circuit.circuit import Circuit
-from headcodes.circuit.mib import from_mib, read_json, write_mib
+from headcodes.circuit.mib import from_mib, write_mib
 from headcodes.errors import HeadcodesError
-from headcodes.files import atomic_write
+from headcodes.files import atomic_write, read_json, reading
 from headcodes.graph import parse_head, split_slot
 
 if TYPE_CHECKING:
@@ -114,10 +114,12 @@ def load_circuit(path: Path | str) -> Circuit:
     Raises:
         HeadcodesError: neither, or the file of edge scores is not there, or not one.
     """
-    data = read_json(path)
-    if isinstance(data, dict) and "cfg" in data:
-        return from_mib(data)
-    circuit = Circuit.from_dict(data)
+    mend = "Give a circuit.json of ours, or a MIB graph."
+    data = read_json(path, "a circuit file", mend)
+    with reading("a circuit file must hold a circuit", path, mend):
+        if isinstance(data, dict) and "cfg" in data:
+            return from_mib(data)
+        circuit = Circuit.from_dict(data)
     if circuit.edge_scores_file is None:
         return circuit
     return replace(with_edges(circuit, _read_edges(Path(path), circuit.edge_scores_file)), edge_scores_file=None)
@@ -132,11 +134,12 @@ def with_edges(circuit: Circuit, edges: Edges) -> Circuit:
 
 def _read_edges(circuit: Path, name: str) -> Edges:
     """Read the scores of all edges that ``Result.save`` wrote beside a circuit."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     from headcodes.graph import Edges
 
-    try:
+    mend = "Copy it too, or take edge_scores_file out of the circuit."
+    with reading("the file of edge scores that the circuit names must lie beside it", circuit.parent / name, mend):
         if Path(name).name != name:
             raise ValueError("no plain file name")
         with safe_open(circuit.with_name(name), framework="numpy") as file:
@@ -144,10 +147,4 @@ def _read_edges(circuit: Path, name: str) -> Edges:
         sources, destinations = names["edge_sources"].split(), names["edge_destinations"].split()
         if scores.shape != (len(sources), len(destinations)):
             raise ValueError(f"{scores.shape} scores of {len(sources)} x {len(destinations)} edges")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise HeadcodesError(
-            "the file of edge scores that the circuit names lies beside it",
-            f"{name!r} beside {circuit}: {error}",
-            "Copy it too, or take edge_scores_file out of the circuit.",
-        ) from error
     return Edges(sources, destinations, scores)

@@ -11,9 +11,10 @@ import numpy as np
 
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
-from headcodes.files import atomic_write
+from headcodes.files import atomic_write, read_json, reading, reason_of
 from headcodes.graph import head_name, parse_head, split_slot
 
+_MOST_EDGES = 20_000_000
 # MIB's nine sizes of a submission of circuits: at most this share of the edges.
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
@@ -26,6 +27,22 @@ def source_names(circuit: Circuit) -> list[str]:
         names += [head_name(layer, head) for head in range(circuit.n_heads)]
         names.append(f"m{layer}")
     return names
+
+
+def check_n_edges(circuit: Circuit) -> None:
+    """Refuse what would be written until the disk is full.
+
+    Raises:
+        HeadcodesError: the graph of the circuit's model has more than 20 million edges.
+    """
+    writers = circuit.n_layers * (circuit.n_heads + 1)
+    n_edges = writers * (3 * circuit.n_layers * circuit.n_heads + circuit.n_layers) // 2
+    if n_edges > _MOST_EDGES:
+        raise HeadcodesError(
+            f"a graph with an edge for every reader and writer is written up to {_MOST_EDGES:,} edges",
+            f"about {n_edges:,}, of {circuit.n_layers} layers of {circuit.n_heads} heads",
+            "Export it as circuit or graphml.",
+        )
 
 
 def all_edges(circuit: Circuit) -> Iterator[tuple[str, str]]:
@@ -56,6 +73,7 @@ def to_mib(circuit: Circuit) -> dict[str, Any]:
             "a circuit without d_model",
             "Set d_model in circuit.json.",
         )
+    check_n_edges(circuit)
     score, member = filled_graph(circuit)
     nodes: dict[str, Any] = {}
     for name in [*source_names(circuit), "logits"]:
@@ -113,10 +131,10 @@ def from_mib(data: Any, *, model: str = "", task: str = "", method: str = "") ->
         )
     except HeadcodesError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise HeadcodesError(
             "a MIB graph is an object with cfg, nodes and edges",
-            f"{type(error).__name__}: {error}",
+            reason_of(error),
             "Give the file that Graph.to_json of EAP-IG wrote.",
         ) from error
 
@@ -132,7 +150,10 @@ def read_mib(path: Path | str, **names: str) -> Circuit:
     Raises:
         HeadcodesError: no such file, no JSON, or not such a graph.
     """
-    return from_mib(read_json(path), **names)
+    mend = "Give the file that Graph.to_json of EAP-IG wrote."
+    data = read_json(path, "a MIB graph", mend)
+    with reading("a file must hold a MIB graph", path, mend):
+        return from_mib(data, **names)
 
 
 def write_mib_submission(
@@ -232,20 +253,6 @@ def _whole(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r} should be a whole number")
     return value
-
-
-def read_json(path: Path | str) -> Any:
-    """Return what a JSON file holds.
-
-    Raises:
-        HeadcodesError: it cannot be read, or is no JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise HeadcodesError(
-            "a circuit file can be read and holds JSON", f"{path}: {error}", "Give the path of a circuit."
-        ) from error
 
 
 def _write_json(path: Path | str, data: Any) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from headcodes.settings import MOST_PROMPTS
+
 
 def bench(
     suite: Annotated[
@@ -16,9 +18,9 @@ def bench(
     model: Annotated[str, typer.Option(help="As for discover; planted-ioi has a known circuit.")] = "smollm2-135m",
     methods: Annotated[str, typer.Option(help="Methods, parted by commas; all of them by default.")] = "",
     tasks: Annotated[str, typer.Option(help="Tasks, parted by commas.")] = "ioi",
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 .. N-1, of prompts and methods.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, max=100_000, help="Seeds 0 .. N-1, of prompts and methods.")] = 5,
     level: Annotated[Literal["node", "edge"], typer.Option(help="What methods score.")] = "node",
-    n_pairs: Annotated[int, typer.Option(min=2, help="Prompt pairs a cell.")] = 50,
+    n_pairs: Annotated[int, typer.Option(min=2, max=MOST_PROMPTS, help="Prompt pairs a cell.")] = 50,
     truth_pairs: Annotated[int, typer.Option(min=1, help="Pairs that the causal truth is made from.")] = 32,
     top: Annotated[int, typer.Option(min=1, help="Heads of largest effect that the causal truth holds.")] = 20,
     budget: Annotated[float | None, typer.Option(min=0.001, help="Seconds a cell may take.")] = None,

@@ -29,7 +29,7 @@ from headcodes.cli.prompts import (
 )
 from headcodes.cli.started import STARTED
 from headcodes.cli.table import table
-from headcodes.settings import Metric, Settings, parse_seeds
+from headcodes.settings import MOST_SEED, Metric, Settings, parse_seeds
 
 
 def discover(
@@ -61,7 +61,9 @@ def discover(
         typer.Option(help="Let in only heads whose codes differ between the sides at this false-discovery rate."),
     ] = None,
     verify: Annotated[int | None, typer.Option(min=1, help="Patch this many of the best heads exactly.")] = None,
-    seed: Annotated[int, typer.Option(help="Of prompts, training and everything else drawn.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Of prompts, training and everything else drawn.")
+    ] = 0,
     seeds: Annotated[
         str | None, typer.Option(help='Seeds of the method, "0-9" or "0,3": their mean, spread and consensus.')
     ] = None,

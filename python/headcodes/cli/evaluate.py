@@ -20,6 +20,7 @@ from headcodes.cli.prompts import (
     state,
 )
 from headcodes.errors import HeadcodesError
+from headcodes.settings import MOST_PROMPTS, MOST_SEED
 
 
 def evaluate(
@@ -44,14 +45,14 @@ def evaluate(
         Literal["heads", "heads+mlps"], typer.Option(help="What the causal truth patches: heads, or every MLP too.")
     ] = "heads",
     top: Annotated[int, typer.Option(min=1, help="Heads of largest effect that the causal truth holds.")] = 20,
-    n_pairs: Annotated[int, typer.Option(min=1, help="Answered pairs to judge on.")] = 32,
+    n_pairs: Annotated[int, typer.Option(min=1, max=MOST_PROMPTS // 2, help="Answered pairs to judge on.")] = 32,
     ablation: Annotated[Literal["zero", "mean", "resample"], typer.Option(help="What the rest is replaced by.")] = (
         "resample"
     ),
     curve: Annotated[
         bool, typer.Option("--curve", help="Faithfulness over sizes, CPR and CMD too (over edges, if scored): slow.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of prompts, random circuits and the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of prompts, random circuits and the bootstrap.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 (the causal truth wants it), bfloat16, ...")] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,

@@ -6,12 +6,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from headcodes.settings import MOST_PROMPTS, MOST_THREADS
+
 Level = Annotated[Literal["node", "edge"], typer.Option(help="Score heads, or pairs of heads too.")]
-NPrompts = Annotated[int, typer.Option(min=1, help="Pairs to build from a task.")]
-NTrain = Annotated[int, typer.Option(min=1, help="Prompts to train the autoencoder on.")]
+NPrompts = Annotated[int, typer.Option(min=1, max=MOST_PROMPTS, help="Pairs to build from a task.")]
+NTrain = Annotated[int, typer.Option(min=1, max=MOST_PROMPTS, help="Prompts to train the autoencoder on.")]
 Positions = Annotated[Literal["mean", "last"], typer.Option(help="Which positions of a prompt count.")]
 Bos = Annotated[Literal["auto", "yes", "no"], typer.Option(help="auto: as the tokenizer does by itself.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto (bf16 where it is fast), float32, bfloat16, float16.")]
 ExactDtype = Annotated[str, typer.Option(help="float32 (the causal truth wants it), bfloat16, ...")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; all cores by default.")]

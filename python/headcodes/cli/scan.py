@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from headcodes.cli import options
-from headcodes.settings import Settings
+from headcodes.settings import MOST_SEED, MOST_THREADS, Settings
 
 
 def scan(
@@ -22,13 +22,13 @@ def scan(
     seeds: Annotated[str, typer.Option(help='Seeds of the methods: "0-9" or "0,3".')] = "0",
     level: options.Level = "node",
     n_prompts: options.NPrompts = Settings.n_prompts,
-    prompt_seed: Annotated[int, typer.Option(min=0, help="Of the prompts, for all seeds.")] = 0,
+    prompt_seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the prompts, for all seeds.")] = 0,
     n_train: options.NTrain = Settings.n_train,
     positions: options.Positions = "mean",
     bos: options.Bos = "auto",
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of one cell.")] = Settings.threads,
+    threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads of one cell.")] = Settings.threads,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Cells at once; by default one a GPU, or one.")] = None,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; else one is started here.")] = None,

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from headcodes.errors import HeadcodesError
-from headcodes.files import atomic_write
+from headcodes.files import atomic_write, read_json, reading, regular
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -143,11 +142,9 @@ class SparseAutoencoder:
         """
         folder = Path(folder)
         mend = "Give a folder with cfg.json and sae_weights.safetensors, as SparseAutoencoder.save writes them."
-        try:
-            config: Any = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
-            weights = load_file(folder / _WEIGHTS_FILE)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise HeadcodesError("an autoencoder's folder must be readable", f"{folder}: {error}", mend) from None
+        config: Any = read_json(folder / _CONFIG_FILE, "an autoencoder's configuration", mend)
+        with reading("an autoencoder's folder must be readable", folder, mend):
+            weights = load_file(regular(folder / _WEIGHTS_FILE))
         wanted = {
             "architecture": "standard",
             "apply_b_dec_to_input": True,

@@ -272,7 +272,7 @@ def _read_cell(path: Path, budget_s: float | None) -> Row | None:
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         row = Row(**{field.name: kept[field.name] for field in fields(Row)})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     had = kept.get("budget_s")
     more = had is not None and (budget_s is None or budget_s > had)

@@ -39,7 +39,7 @@ def choose_device(device: str | torch.device) -> torch.device:
     try:
         torch.empty(0, device=device)
         return torch.device(device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise HeadcodesError(
             "The device must be one that torch has here", f"{device!s} ({reason})", "Use auto, cpu or cuda."

@@ -125,9 +125,8 @@ def _weights(path: Path, folder: Path) -> tuple[Any, dict[str, Tensor]]:
         return config, {name: found[name].to(torch.float32).contiguous() for name in sorted(names)}
     except Exception as error:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
-            )
+            options: dict[str, Any] = {"gguf_file": path.name, "dtype": torch.float32}
+            model = AutoModelForCausalLM.from_pretrained(path.parent, trust_remote_code=False, **options)
         # Said only where the slower way has gone through: a file that neither can read has another message.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(

@@ -189,6 +189,8 @@ class Model:
                 computed in fp32 from the last hidden state, so that bf16 models do not round differences away.
             inputs: more keyword arguments for the model, such as position_ids.
         """
+        if "position_ids" not in inputs:
+            self.check_length(tokens.shape[1])
         tokens = tokens.to(self.device)
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask.to(self.device)
@@ -214,6 +216,30 @@ class Model:
         if vocab is not None and logits.shape[1] != len(vocab):
             logits = logits[:, vocab.to(logits.device)]
         return logits.float()
+
+    @cached_property
+    def n_positions(self) -> int | None:
+        """How many positions the model has a learned vector for; None where positions are turned or reckoned."""
+        inner: Any = getattr(self.module, "original_model", self.module)
+        config = getattr(inner, "config", None)
+        limit = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
+        words = inner.get_input_embeddings() if isinstance(limit, int) else None
+        tables = (part for part in inner.modules() if isinstance(part, nn.Embedding) and part is not words)
+        # OPT's table has two rows more than it has positions.
+        return limit if limit and any(part.num_embeddings in (limit, limit + 2) for part in tables) else None
+
+    def check_length(self, n_tokens: int) -> None:
+        """Refuse a prompt longer than the model's table of positions.
+
+        Raises:
+            HeadcodesError: it is.
+        """
+        if self.n_positions is not None and n_tokens > self.n_positions:
+            raise HeadcodesError(
+                f"a prompt must have at most {self.n_positions} tokens, as {self.name} has learned positions",
+                f"one of {n_tokens} tokens",
+                "Shorten it, or leave it out.",
+            )
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def load(
     Raises:
         HeadcodesError: an unknown name, or a number of heads that cannot be laid out.
     """
-    match = NAMES.fullmatch(name)
+    match = NAMES.fullmatch(name) if len(name) <= 40 else None
     if match is None:
         raise HeadcodesError(
             "the name of a planted model must be planted-ioi or planted-induction",

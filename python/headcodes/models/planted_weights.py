@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 D_HEAD = 16
 D_MODEL = 64
 _MIN_LAYERS = 6
+_MOST_HEADS = 50_000
 
 # Channels of the residual stream. Words (or names) are told apart by a code of 8 numbers; the kind of a word
 # by another, which all names share.
@@ -53,6 +54,8 @@ NAMES = re.compile(r"planted-(ioi|induction)(?:-([0-9]+))?")
 def layout(total: int) -> tuple[int, int]:
     """Return layers and heads a layer: as many layers as a third of the heads' square, the nearest that
     divides."""
+    if total > _MOST_HEADS:
+        raise HeadcodesError(f"a planted model has at most {_MOST_HEADS:,} heads", f"{total} heads"[:40], "Take 4800.")
     layers = [n for n in range(_MIN_LAYERS, total // 3 + 1) if total % n == 0]
     if not layers:
         raise HeadcodesError(

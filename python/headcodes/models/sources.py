@@ -217,8 +217,10 @@ def hub_commit(name: str, revision: str | None) -> str | None:
 
 
 def hub_answers() -> bool:
-    """Whether the hub's name resolves: asked first, because its client retries for half a minute without a network."""
+    """Whether the hub may be asked and its name resolves: without a network its client retries for half a minute."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "on", "yes", "true"):
+        return False
     if getproxies():
         # Names are then the proxy's business.
         return True

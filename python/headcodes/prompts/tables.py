@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headcodes.errors import HeadcodesError
+from headcodes.files import read_json, read_text, reading, regular
 from headcodes.prompts.rows import RowError
 
 FORM = '{"prompts": [{"clean": "...", "corrupt": "...", "answers": [" yes"], "wrong_answers": [" no"]}]}'
@@ -42,28 +43,12 @@ def read_rows(source: str) -> tuple[str, list[Row], dict[str, str]]:
 
 
 def _text(path: Path, form: str) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise HeadcodesError(
-            f"the prompt file {path} must be readable", error.strerror or str(error), "Check the path."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise HeadcodesError(
-            f"the prompt file {path} must be {form} in UTF-8", str(error), "Save it as UTF-8."
-        ) from error
+    return read_text(path, f"a prompt file ({form})", "Check the path, and save it as UTF-8.")
 
 
 def _json(path: Path) -> tuple[list[Row], dict[str, str]]:
     """Read our form, or a list of rows; the second value is what our form says of itself."""
-    try:
-        record = json.loads(_text(path, "JSON"))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, HeadcodesError):
-            raise
-        raise HeadcodesError(
-            f"the prompt file {path} must be JSON in UTF-8", str(error), "Mend the file or write it again."
-        ) from error
+    record = read_json(path, "a prompt file (JSON)", "Mend the file or write it again.")
     rows = record.get("prompts") if isinstance(record, dict) else record
     if not isinstance(rows, list) or not rows:
         raise HeadcodesError(
@@ -133,15 +118,10 @@ def _csv(path: Path) -> list[Row]:
 
 
 def _parquet(path: Path) -> list[Row]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise HeadcodesError(
-            f"the prompt file {path} must be Parquet", str(error).splitlines()[0], "Check the file."
-        ) from error
+    with reading("a prompt file (Parquet) must be whole", path, "Check the file."):
+        table = pyarrow.parquet.read_table(regular(path), page_checksum_verification=True).to_pylist()
     return [(f"row {index} of {path}", row) for index, row in enumerate(table)]
 
 

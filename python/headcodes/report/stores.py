@@ -11,6 +11,7 @@ import numpy as np
 
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
+from headcodes.files import reading
 from headcodes.report.curves import published_curves
 from headcodes.report.records import RunRecord, option_words
 from headcodes.settings import SETTINGS, SHARED
@@ -27,7 +28,12 @@ def read_store(folder: Path | str, top: int = 20) -> list[RunRecord]:
     rows = load_store(folder).to_pylist()
     asked = ("model", "revision", "task", "negative", "method", "level")
     rows.sort(key=lambda row: ([str(row[name]) for name in asked], row["seed"]))
-    return [_from_row(row, Path(folder), top) for row in rows]
+    runs = []
+    for row in rows:
+        path = Path(folder) / "cells" / f"{row['identity']}.parquet"
+        with reading("a cell of a store must be whole", path, "Remove the file and run the scan again."):
+            runs.append(_from_row(row, Path(folder), top))
+    return runs
 
 
 def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:

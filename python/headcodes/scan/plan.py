@@ -12,10 +12,12 @@ from typing import Any
 
 from headcodes import methods, tasks
 from headcodes.errors import HeadcodesError
-from headcodes.files import checksum
+from headcodes.files import checksum, read_text, reading
 from headcodes.prompts.tables import SUFFIXES
 from headcodes.provenance import code_checksum, library_versions
-from headcodes.settings import SHARED, Settings, SharedSettings, json_schema, parse_seeds
+from headcodes.settings import MOST_SEED, SHARED, Settings, SharedSettings, json_schema, parse_seeds
+
+_MAX_BYTES = 1 << 20  # of a plan file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class Cell(Settings):
     """
 
     prompts: str = ""
-    prompt_seed: int = field(default=0, metadata={"minimum": 0})
+    prompt_seed: int = field(default=0, metadata={"minimum": 0, "maximum": MOST_SEED})
 
     def identity(self) -> str:
         """Return 32 hexadecimal digits that differ as soon as settings, model, prompts, code or libraries differ."""
@@ -58,7 +60,7 @@ class Plan(SharedSettings):
     tasks: tuple[tuple[str, str | None], ...] = (("ioi", None),)
     methods: tuple[str, ...] = ("default",)
     seeds: tuple[int, ...] = (0,)
-    prompt_seed: int = field(default=0, metadata={"minimum": 0})
+    prompt_seed: int = field(default=0, metadata={"minimum": 0, "maximum": MOST_SEED})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,16 +128,17 @@ class Plan(SharedSettings):
         import jsonschema
         import yaml
 
+        mend = "docs/scan.md describes plans."
+        text = read_text(path, "a plan file", mend, max_bytes=_MAX_BYTES)
         path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
+        with reading("a plan file must be YAML", path, mend):
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+                # A few lines of them can stand for more than any memory holds.
+                raise HeadcodesError("a plan file has no aliases", f"{path}, which has some", "Write it out.")
             root = yaml.compose(text, Loader=yaml.SafeLoader)
             data = yaml.safe_load(text)
-        except (OSError, UnicodeDecodeError) as error:
-            raise HeadcodesError("a plan file can be read", f"{path}: {error}", "Check the path.") from error
-        except yaml.YAMLError as error:
-            raise HeadcodesError("a plan file is YAML", f"{path}: {error}", "Mend the line it names.") from error
-        _refuse_twice(root, path)
+            _refuse_twice(root, path)
+            json.dumps(data, ensure_ascii=False, default=str).encode()
         validator = jsonschema.Draft202012Validator(plan_schema())
         found = jsonschema.exceptions.best_match(validator.iter_errors(data))
         if found is not None:

@@ -33,8 +33,8 @@ def check_run_folder(folder: Path | str, inputs: Iterable[Path | str | None] = (
         HeadcodesError: it is none of these, cannot be written, or holds an input.
     """
     place = Path(os.path.realpath(folder))
-    for path in filter(None, inputs):
-        if os.path.exists(path) and place in Path(os.path.realpath(path)).parents:
+    for path in inputs:
+        if path is not None and os.path.exists(path) and place in Path(os.path.realpath(path)).parents:
             raise HeadcodesError(
                 "a run is not written over what it reads", f"{path} in {folder}", "Name another folder for the run."
             )

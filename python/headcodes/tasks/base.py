@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from headcodes.errors import HeadcodesError
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import Tokenizer, continuation_ids
+from headcodes.settings import MOST_PROMPTS
 
 Draw = Callable[[random.Random], PromptPair]
 
@@ -51,8 +52,9 @@ class Task:
                 repr(negative),
                 f"Choose from {', '.join(self.negatives)}.",
             )
-        if n < 1:
-            raise HeadcodesError("the number of prompts must be at least 1", str(n), "Ask for more.")
+        if not 1 <= n <= MOST_PROMPTS:
+            must = f"the number of prompts must lie in 1..{MOST_PROMPTS:,}"
+            raise HeadcodesError(must, str(n)[:40], "250 are usual.")
         draw = self.prepare(tokenizer, negative)
         rng = random.Random(seed)
         pairs: dict[PromptPair, None] = {}

@@ -204,10 +204,10 @@ def test_edge_scores_that_a_circuit_names_must_be_there(tmp_path: Path) -> None:
     path = tmp_path / "circuit.json"
     head_circuit(edge_scores_file="scores.safetensors").to_json(path)
     names = {"edge_sources": "input", "edge_destinations": "m0 logits"}
-    with pytest.raises(HeadcodesError, match="lies beside it"):
+    with pytest.raises(HeadcodesError, match="lie beside it"):
         export.load_circuit(path)
     save_file({"head_scores": SCORES}, tmp_path / "scores.safetensors", names)
-    with pytest.raises(HeadcodesError, match="lies beside it"):
+    with pytest.raises(HeadcodesError, match="lie beside it"):
         export.load_circuit(path)
     save_file({"edge_scores": np.ones((2, 2))}, tmp_path / "scores.safetensors", names)
     with pytest.raises(HeadcodesError, match="1 x 2 edges"):

@@ -131,3 +131,25 @@ def test_every_opening_in_the_package_says_that_no_code_is_trusted() -> None:
     ]
     assert lines
     assert [line for line in lines if "trust_remote_code=False" not in line] == []
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_prompts_longer_than_the_table_of_positions_are_refused(tiny_model: Any, family: str) -> None:
+    from headcodes.activations.capture import capture
+
+    model = tiny_model(family)
+    assert model.n_positions == 128
+    capture(model, [[3] * 128])
+    with pytest.raises(HeadcodesError, match="128 tokens"):
+        capture(model, [[3, 4], [3] * 129])
+    with pytest.raises(HeadcodesError, match="128 tokens"):
+        model.trace(torch.full((1, 129), 3))
+    assert tiny_model("llama").n_positions is None
+
+
+def test_devices_without_numbers_are_refused() -> None:
+    from headcodes.models.devices import choose_device
+
+    for device in ("meta", "abacus", "cpu:99999999999999999999", "", "\0"):
+        with pytest.raises(HeadcodesError):
+            choose_device(device)

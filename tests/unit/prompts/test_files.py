@@ -211,7 +211,7 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("a.csv", b"clean,clean,answer\na,b,c\n", "'clean' twice"),
     ("a.csv", b'clean,corrupt,answer\n"a,b,c\nd,e,f\n', "double quotes; got unexpected end of data from line 2 on"),
     ("a.csv", b"clean,corrupt,answer\na,b\n", "line 2 of .* got 2 for 3 columns"),
-    ("a.csv", b"clean,corrupt,answer\n\xff,b,c\n", "must be CSV in UTF-8"),
+    ("a.csv", b"clean,corrupt,answer\n\xff,b,c\n", r"(CSV).*in UTF-8"),
     ("a.csv", b'clean,corrupt,answers\na,b,"[1"\n', "'answers'"),
     ("a.csv", b"clean,corrupted,correct_idx\na,b,x\n", "token ids 'correct_idx'"),
     ("a.csv", b"clean,corrupted,correct_idx\na,b,-1\n", "token ids 'correct_idx'"),
@@ -220,9 +220,9 @@ BROKEN: list[tuple[str, bytes, str]] = [
     ("a.jsonl", b"[" * 100_000, "line 1 of .* must be JSON"),
     ("a.jsonl", json.dumps(ROW | {"clean": "\ud800"}).encode(), "Unicode"),
     ("a.jsonl", json.dumps(ROW | {"answers": [True]}).encode(), "'answers'"),
-    ("a.parquet", b"PAR1", "must be Parquet"),
+    ("a.parquet", b"PAR1", "Parquet"),
     ("a.parquet", parquet([{"clean": "a", "choices": ["x"], "answerKey": 3, "corrupt": "b"}]), "place of the right"),
-    ("nowhere.csv", b"", "readable"),
+    ("nowhere.csv", b"", "there to be read"),
 ]
 
 
