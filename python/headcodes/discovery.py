@@ -15,6 +15,7 @@ from headcodes import methods
 from headcodes.circuit.agreement import SeedScores
 from headcodes.codes.encode import resolve_backend
 from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.evaluation.confirm import confirm_edges, confirm_heads, n_held_out, on_held_out
 from headcodes.interventions.metric import METRICS
 from headcodes.methods.inputs import Inputs
 from headcodes.models.asked import ask
@@ -25,15 +26,10 @@ from headcodes.result import Result
 from headcodes.settings import SETTINGS, Bos, Metric, Positions, Settings, check_seeds
 
 if TYPE_CHECKING:
-    from headcodes.interventions.verify import Verification
     from headcodes.methods.findings import Findings
     from headcodes.models.model import Model
     from headcodes.overlap.significance import PairSignificance, Significance
-    from headcodes.settings import Level
-
-
-# Pairs that `verify` patches: enough for intervals of a tenth of the large effects (docs/recipe.md).
-_VERIFY_PAIRS = 32
+    from headcodes.settings import Level, Verify
 
 
 def discover(
@@ -50,7 +46,8 @@ def discover(
     backend: str = "auto",
     threads: int | None = None,
     fdr: float | None = None,
-    verify: int | None = None,
+    verify: Verify = "auto",
+    gradient: bool = True,
     metric: Metric | None = None,
 ) -> Result:
     """Find the heads (``level="edge"``: and the pairs of heads) of ``model`` that tell ``pairs`` apart.
@@ -74,9 +71,11 @@ def discover(
         fdr: test every count by permuting the prompts' labels (``headcodes.overlap.significance``), and let only
             heads into the circuit whose false-discovery rate is at most this. It is the rate of "this head's codes
             differ between the sides", which is not membership in the circuit. Not together with ``seeds``.
-        verify: patch this many of the best-ranked heads exactly (``headcodes.interventions.verify``). A stage of its
-            own: the scores stay what they were without it.
-
+        verify: patch this many of the best-ranked heads exactly; "auto": in rank order until ten in a row lie below 5%
+            of the logit difference (``headcodes.evaluation.confirm``), for ``default``, ``attribution`` and
+            ``contrast``, and none for other methods; None: none. The circuit is then what was confirmed. A fifth of the
+            pairs, at most 16, is held out to judge it on: ``attribution`` and ``contrast`` do not score on them.
+        gradient: False: ``default`` stands for ``contrast``, which takes no gradients.
         metric: of methods that work with one (``Method.metric``): "logit-diff", "prob-diff", "kl" or "nll"
             (``headcodes.interventions.metric``); the method's own unless told.
 
@@ -86,14 +85,14 @@ def discover(
     with torch_threads(threads):
         tokens = ask(model, pairs, bos)
         settings = Settings(bos=bos, positions=positions, n_train=n_train)
-        inputs = Inputs(model, tokens, settings, backend, metric=metric)
+        inputs = Inputs(model, tokens, settings, backend, gradient=gradient, metric=metric)
         return explain(inputs, method, level=level, seed=seed, seeds=seeds, fdr=fdr, verify=verify)
 
 
 def check_request(
     method: str,
     fdr: float | None = None,
-    verify: int | None = None,
+    verify: Verify = None,
     seeds: Sequence[int] | None = None,
     metric: str | None = None,
 ) -> None:
@@ -119,8 +118,10 @@ def check_request(
         raise HeadcodesError(
             "only counts of codes can be tested by permutation", f"fdr= with {method!r}", f"Use one of: {others}."
         )
-    if verify is not None and verify < 1:
-        raise HeadcodesError("verify is a number of heads, 1 or more", str(verify), "Leave it out to patch none.")
+    if verify is not None and verify != "auto" and not (isinstance(verify, int) and verify >= 1):
+        raise HeadcodesError(
+            'verify must be a number of heads from 1 up, "auto" or None', repr(verify), "None patches no head."
+        )
     if seeds is not None:
         check_seeds(seeds)
         if fdr is not None:
@@ -137,7 +138,7 @@ def explain(
     seed: int = 0,
     seeds: Sequence[int] | None = None,
     fdr: float | None = None,
-    verify: int | None = None,
+    verify: Verify = None,
 ) -> Result:
     """Run one method on inputs that several methods and levels may share; ``discover`` for a single one.
 
@@ -149,6 +150,8 @@ def explain(
     captured_before_s = inputs.capture_s
     task_check = inputs.task_check
     chosen = methods.get(method)
+    confirms = verify is not None and (verify != "auto" or chosen.confirmed)
+    inputs.held_out = n_held_out(len(inputs.tokens)) if confirms else 0
     if seeds is not None and not chosen.seeded:
         warnings.warn(
             f"method {method!r} draws nothing: it runs once, and its scores hold for every seed",
@@ -162,7 +165,7 @@ def explain(
         checked = check_seeds(seeds)
         findings, by_seed = _over_seeds(chosen.find_many(inputs, level, checked), checked)
     nodes, pairs = _permutation_tests(findings, inputs, level, fdr, seed) if fdr is not None else (None, None)
-    verification = _verify(findings, inputs, verify, seed) if verify is not None else None
+    confirmed = _confirm(findings, inputs, verify, seed) if confirms else {}
     stages = {"import": 0.0, "load": 0.0, "capture": 0.0, "train": 0.0, "encode": 0.0, "overlap": 0.0}
     stages |= findings.timings_s
     stages["capture"] += inputs.capture_s  # some methods run the model themselves
@@ -192,8 +195,9 @@ def explain(
         fdr=fdr,
         node_tests=nodes,
         pair_tests=pairs,
-        verification=verification,
+        verify=verify if confirms else None,
         metric=inputs.metric or chosen.metric,
+        **confirmed,
         timings_s=stages | {"total": elapsed_s},
         versions=versions(),
     )
@@ -243,12 +247,36 @@ def _permutation_tests(
     return nodes, pairs
 
 
-def _verify(findings: Findings, inputs: Inputs, n_heads: int, seed: int) -> Verification:
-    """Patch the best-ranked heads exactly."""
-    from headcodes.interventions.verify import verify
+def _confirm(findings: Findings, inputs: Inputs, verify: Verify, seed: int) -> dict[str, Any]:
+    """Return the fields of a result that exact patching fills: heads, the paths between them, what both come to on
+    held-out pairs, and why where something of it cannot be had.
 
-    order = np.argsort(-findings.head_scores.ravel(), kind="stable")[:n_heads]
-    heads = [divmod(int(i), findings.head_scores.shape[1]) for i in order]
-    with findings.timed("verify"):
-        known = inputs.logit_differences
-        return verify(inputs.model, inputs.tokens, heads, pairs=_VERIFY_PAIRS, known=known, seed=seed)
+    Raises:
+        HeadcodesError: a number of heads was asked for and cannot be patched.
+    """
+    found: dict[str, Any] = {}
+
+    def missing(what: str, error: HeadcodesError) -> None:
+        reason = f"{what}: {error.must}; got {error.got}"
+        warnings.warn(reason, HeadcodesWarning, stacklevel=4)
+        found["unverified"] = "; ".join(filter(None, [found.get("unverified"), reason]))
+
+    try:
+        with findings.timed("verify"):
+            found["verification"] = confirm_heads(inputs, findings, None if verify == "auto" else verify, seed)
+    except HeadcodesError as error:
+        if verify != "auto":
+            raise
+        missing("no head was patched, so the circuit is a proposal", error)
+        return found
+    try:
+        with findings.timed("edges"):
+            found["paths"] = confirm_edges(inputs, found["verification"], seed)
+    except HeadcodesError as error:
+        missing("no path between heads was patched", error)
+    try:
+        with findings.timed("judge"):
+            found["held_out"] = on_held_out(inputs, found["verification"].confirmed())
+    except HeadcodesError as error:
+        missing("the circuit was not judged on held-out prompts", error)
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,9 @@ import numpy as np
 
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.evaluation.confirm import edge_rows, expected_effects, found_exactly
 from headcodes.files import atomic_write
-from headcodes.settings import SETTINGS, Settings
+from headcodes.settings import SETTINGS, Settings, Verify
 from headcodes.store.folders import run_folder
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from headcodes.circuit.agreement import SeedScores
     from headcodes.codes.sae import SparseAutoencoder
+    from headcodes.interventions.paths import PathEffects
     from headcodes.interventions.verify import Verification
     from headcodes.methods.findings import Findings
     from headcodes.models.model import Model
@@ -51,7 +53,11 @@ class Result(Settings):
         fdr: level of the filter that was asked for: heads whose codes differ between the sides by more than chance,
             at this false-discovery rate, are let into the circuit. Passing is not membership in the circuit.
         node_tests, pair_tests: permutation tests behind the filter; pair_tests at edge level.
-        verification: exact effects of the best-ranked heads, where asked for.
+        verify: what was asked of exact patching: a number of heads, "auto", or None where none was to be.
+        verification: exact effects of the best-ranked heads; the circuit is then the confirmed ones.
+        paths: exact effects of paths between the confirmed heads.
+        held_out: the circuit judged on prompts that were held out (``headcodes.evaluation.confirm.on_held_out``).
+        unverified: why no head was patched, or the circuit not judged, although it was to be.
         metric: of the answer that the method worked with; None: it works with none.
         by_seed: every seed's scores, where ``seeds`` were asked for: the scores here are then their means, codes and
             autoencoder the first seed's.
@@ -69,7 +75,11 @@ class Result(Settings):
     fdr: float | None = None
     node_tests: Significance | None = None
     pair_tests: PairSignificance | None = None
+    verify: Verify = None
     verification: Verification | None = None
+    paths: PathEffects | None = None
+    held_out: Mapping[str, Any] | None = None
+    unverified: str | None = None
     by_seed: SeedScores | None = None
     metric: str | None = None
 
@@ -119,11 +129,19 @@ class Result(Settings):
         """Names of heads in the order of every flat array: ``a{layer}.h{head}``, layer-major."""
         return [f"a{layer}.h{head}" for layer in range(self.n_layers) for head in range(self.n_heads)]
 
-    def circuit(self, top: int = 20) -> Circuit:
-        """Return the ``top`` best heads and, at edge level, the best pairs among them that point forward.
+    @property
+    def method_used(self) -> str:
+        """The method that ran: what ``default`` stood for, else the one asked for."""
+        return self.findings.method_used or self.method
 
-        Where ``fdr`` was asked for, only heads that pass it.
+    def circuit(self, top: int = 20) -> Circuit:
+        """Return the confirmed heads, largest effect first; where none were patched, the ``top`` best and, at edge
+        level, the best pairs among them that point forward.
+
+        Where ``fdr`` was asked for and none were patched, only heads that pass it.
         """
+        if self.verification is not None:
+            return self._confirmed(self.verification)
         scores = self.head_scores
         if self.fdr is not None and self.node_tests is not None:
             scores = np.where(self.node_tests.q.reshape(scores.shape) <= self.fdr, scores, 0.0)
@@ -142,6 +160,28 @@ class Result(Settings):
         kept = {name: score * sign for (name, score), sign in zip(circuit.node_scores.items(), signs, strict=True)}
         return replace(circuit, node_scores={**kept, **self.findings.other_nodes})
 
+    def _confirmed(self, verification: Verification) -> Circuit:
+        rows = sorted(verification.as_rows(), key=lambda row: -abs(row["effect"]))
+        scores = expected_effects(self.findings, verification)
+        effects = {row["head"]: row for row in rows}
+        edges = sorted(edge_rows(self.paths), key=lambda row: -abs(row["effect"]))
+        effects |= {f"{row['from']}->{row['to']}": row for row in edges}
+        return Circuit(
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            nodes=tuple(row["head"] for row in rows if row["confirmed"]),
+            edges=tuple((row["from"], row["to"]) for row in edges if row["confirmed"]),
+            edge_scores={(row["from"], row["to"]): row["effect"] for row in edges},
+            node_scores=dict(zip(self.components, scores.tolist(), strict=True)),
+            d_model=self.d_model,
+            parallel_attn_mlp=self.parallel_attn_mlp,
+            model=self.model,
+            task=self.task,
+            method=self.method,
+            meta={"method_used": self.method_used, "held_out": self.held_out},
+            effects=effects,
+        )
+
     def with_timings(self, **timings_s: float) -> Result:
         """Return the same result with some stages' seconds set."""
         return replace(self, timings_s=self.timings_s | timings_s)
@@ -151,6 +191,8 @@ class Result(Settings):
         document: dict[str, Any] = {
             "schema": SCHEMA,
             **{name: getattr(self, name) for name in SETTINGS if name != "device"},
+            "method_used": self.method_used,
+            **({} if self.findings.fallback is None else {"fallback": self.findings.fallback}),
             "bos_added": self.bos_added,
             **({} if self.pairs.reading is None else {"reading": self.pairs.reading.as_dict()}),
             "n_layers": self.n_layers,
@@ -174,7 +216,10 @@ class Result(Settings):
             document |= {"fdr": self.fdr, "n_permutations": tests.n_permutations, "p_values": tests.p.tolist()}
             document |= {"p_family": tests.p_family.tolist(), "q_values": tests.q.tolist()}
         if self.verification is not None:
-            document["verification"] = self.verification.as_rows()
+            document |= {"verify": self.verify, **found_exactly(self.findings, self.verification, self.paths)}
+            document["faithfulness"] = self.held_out
+        if self.unverified is not None:
+            document["unverified"] = self.unverified
         return document | {
             "circuit": self.circuit(top).as_lists(),
             **({} if self.metric is None else {"metric": self.metric}),

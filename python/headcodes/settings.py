@@ -101,6 +101,23 @@ def json_schema(settings: type[SharedSettings]) -> dict[str, dict[str, Any]]:
     return {each.name: {"type": names[types[each.name]], **each.metadata} for each in fields(settings)}
 
 
+# How many heads are patched exactly: so many; "auto": in rank order until no more are confirmed; None: none.
+Verify = int | Literal["auto"] | None
+
+
+def parse_verify(text: str) -> Verify:
+    """Return what ``--verify`` names: "auto", "off" (None) or a number of heads.
+
+    Raises:
+        HeadcodesError: anything else.
+    """
+    if text in ("auto", "off"):
+        return "auto" if text == "auto" else None
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise HeadcodesError("verify must be auto, off or a number of heads from 1 up", repr(text), "Use auto.")
+    return int(text)
+
+
 _SEEDS = re.compile(r"[0-9]{1,19}(-[0-9]{1,19})?(,[0-9]{1,19}(-[0-9]{1,19})?)*")
 _MOST_SEEDS = 100_000  # a range with a digit too many should not fill the memory
 

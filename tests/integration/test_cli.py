@@ -59,7 +59,8 @@ def test_a_second_run_opens_no_model_and_says_the_same(
     from headcodes.models import load as opening
 
     def document(*arguments: str | Path) -> dict[str, Any]:
-        status, out, err = run("discover", "--model", folder, "--level", "edge", "--json", *arguments)
+        plain = ("--level", "edge", "--json", "--verify", "off")
+        status, out, err = run("discover", "--model", folder, *plain, *arguments)
         assert status == 0, err
         document: dict[str, Any] = json.loads(out)
         del document["timings_s"]
@@ -115,12 +116,20 @@ def test_fdr_and_verify_are_printed(run: Run) -> None:
     status, out, err = run("discover", *arguments, "--fdr", "0.05", "--verify", "5")
     assert status == 0, err
     assert "not membership in the circuit" in out
-    assert "exact effect on the logit difference" in out
-    assert out.count("[+") + out.count("[-") == 5
+    assert "of 5 patched exactly on 32 pairs" in out
+    confirmed = int(out.split(" heads confirmed of")[0].split()[-1])
+    assert (
+        out.index("heads confirmed")
+        < out.index("not reached (so many were asked for): 43 heads")
+        < out.index("seconds")
+    )
+    heads = out[out.index("heads confirmed") : out.index("not reached")]
+    assert heads.count("[+") + heads.count("[-") == confirmed
 
 
 def test_several_seeds_of_the_method_on_the_prompts_of_one(run: Run, folder: Path, tmp_path: Path) -> None:
-    arguments = ("discover", "--model", folder, "--n-prompts", "12", "--level", "edge")
+    arguments = ("discover", "--model", folder, "--n-prompts", "12", "--level", "edge", "--method", "contrast")
+    arguments += ("--verify", "off")
 
     def document(*more: str) -> dict[str, Any]:
         status, out, err = run(*arguments, "--json", *more)

@@ -41,6 +41,9 @@ class Circuit:
             feeds the other.
         model, task, method: Where the circuit comes from; empty where unknown.
         meta: Anything else worth keeping, as JSON values.
+        effects: By node, or ``source->destination`` of an edge, what exact patching found: ``effect`` (logits, signed),
+            ``low``, ``high`` (95% interval over prompts), ``confirmed``, and more. What is scored and missing here was
+            not patched.
         edge_scores_file: Name of a file beside the circuit's own that scores every edge of the graph: too many for
             ``edge_scores``. ``headcodes.circuit.formats.load_circuit`` reads it.
 
@@ -61,6 +64,7 @@ class Circuit:
     task: str = ""
     method: str = ""
     meta: Mapping[str, Any] = field(default_factory=dict)
+    effects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     edge_scores_file: str | None = None
 
     def __post_init__(self) -> None:
@@ -243,6 +247,7 @@ class Circuit:
             "node_scores": dict(self.node_scores),
             "other_edges": [[*edge, score] for edge, score in self.edge_scores.items() if edge not in chosen],
             "meta": dict(self.meta),
+            **({"effects": {name: dict(row) for name, row in self.effects.items()}} if self.effects else {}),
             **({} if self.edge_scores_file is None else {"edge_scores_file": self.edge_scores_file}),
         }
 
@@ -289,6 +294,9 @@ class Circuit:
                 task=_kind(data.get("task", ""), str),
                 method=_kind(data.get("method", ""), str),
                 meta=_kind(data.get("meta", {}), dict),
+                effects={
+                    _kind(name, str): _kind(row, dict) for name, row in _kind(data.get("effects", {}), dict).items()
+                },
                 edge_scores_file=_kind(data.get("edge_scores_file"), str, type(None)),
             )
         except HeadcodesError:

@@ -201,8 +201,8 @@ def _cut(graph: dict[str, Any], share: float) -> dict[str, Any]:
 
 
 def beyond_pairs(edges: Iterable[tuple[str, str]]) -> bool:
-    """Whether any of the edges is not one between two heads as a whole: it has a slot, an MLP, input or logits."""
-    return any(parse_head(source) is None or parse_head(target) is None for source, target in edges)
+    """Whether any of the edges is not one between two heads, or to a slot of one: it has an MLP, input or logits."""
+    return any(parse_head(source) is None or parse_head(split_slot(target)[0]) is None for source, target in edges)
 
 
 def _chooses_all(circuit: Circuit) -> bool:
@@ -233,7 +233,8 @@ def filled_graph(circuit: Circuit) -> tuple[Callable[[str, str], float], Callabl
         name = split_slot(target)[0]
         ends = [scores.get(end, 0.0) for end in (source, name) if parse_head(end)]
         if len(ends) == 2 and circuit.edge_scores:
-            return circuit.edge_scores.get((source, name), 0.0) * best / strongest_pair
+            score = circuit.edge_scores.get((source, target), circuit.edge_scores.get((source, name), 0.0))
+            return score * best / strongest_pair
         return min(ends, key=abs) if ends else best
 
     chooses_all, members = _chooses_all(circuit), {n for n in source_names(circuit) if _node_member(circuit, n)}
@@ -243,7 +244,7 @@ def filled_graph(circuit: Circuit) -> tuple[Callable[[str, str], float], Callabl
             return (source, target) in chosen
         name = split_slot(target)[0]
         if parse_head(source) and parse_head(name) and chosen:
-            return (source, name) in chosen
+            return (source, target) in chosen or (source, name) in chosen
         return source in members and (name == "logits" or name in members)
 
     return (own if beyond_pairs((*circuit.edge_scores, *circuit.edges)) else made), member

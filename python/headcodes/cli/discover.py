@@ -28,8 +28,7 @@ from headcodes.cli.prompts import (
     state,
 )
 from headcodes.cli.started import STARTED
-from headcodes.cli.table import table
-from headcodes.settings import MOST_SEED, Metric, Settings, parse_seeds
+from headcodes.settings import MOST_SEED, Metric, Settings, parse_seeds, parse_verify
 
 
 def discover(
@@ -60,7 +59,12 @@ def discover(
         float | None,
         typer.Option(help="Let in only heads whose codes differ between the sides at this false-discovery rate."),
     ] = None,
-    verify: Annotated[int | None, typer.Option(min=1, help="Patch this many of the best heads exactly.")] = None,
+    verify: Annotated[
+        str, typer.Option(help="Patch the best heads exactly: auto (until no more are confirmed), a number, or off.")
+    ] = "auto",
+    gradient: Annotated[
+        bool, typer.Option("--gradient/--no-gradient", help="Without: default stands for contrast, which takes none.")
+    ] = True,
     seed: Annotated[
         int, typer.Option(min=0, max=MOST_SEED, help="Of prompts, training and everything else drawn.")
     ] = 0,
@@ -83,6 +87,7 @@ def discover(
     """Find the circuit of a model on a task: the main job."""
     from headcodes import discovery, tasks
     from headcodes.activations import cache as activation_cache
+    from headcodes.cli.table import table
     from headcodes.methods.inputs import Inputs
     from headcodes.models.asked import whole_answer_differences
     from headcodes.models.devices import choose_device, choose_dtype, torch_threads
@@ -95,7 +100,8 @@ def discover(
     if prompts is not None and negative is not None:
         raise HeadcodesError("--negative belongs to a task", "it together with --prompts", "Leave one out.")
     of_method = parse_seeds(seeds) if seeds is not None else None
-    discovery.check_request(method, fdr, verify, of_method, metric)
+    heads = parse_verify(verify)
+    discovery.check_request(method, fdr, heads, of_method, metric)
     if chat and bos == "auto":
         bos = "no"  # the template puts it
     wanted = Asked(prompts, columns, skip_bad, leading_space, corrupt, chat, system)
@@ -121,18 +127,18 @@ def discover(
 
         recalled = activation_cache.recall(request, where, load) if cache and request is not None else None
         if recalled is not None:
-            inputs = Inputs(recalled.model, recalled.tokens, settings, cache=True, metric=metric)
+            inputs = Inputs(recalled.model, recalled.tokens, settings, cache=True, gradient=gradient, metric=metric)
         else:
             loaded = load()
             if pairs is None:
                 pairs = chosen.build(loaded.tokenizer, n=n_prompts, seed=seed, negative=negative)
             tokens = wanted.ask(loaded, pairs, bos, seed)
-            inputs = Inputs(loaded, tokens, settings, cache=cache, request=request, metric=metric)
+            inputs = Inputs(loaded, tokens, settings, cache=cache, gradient=gradient, request=request, metric=metric)
         state(inputs.tokens.pairs)
         if whole_answers:
             inputs.whole_answers = whole_answer_differences(inputs.model, inputs.tokens)
         load_s = time.perf_counter() - imported
-        result = discovery.explain(inputs, method, level=level, seed=seed, seeds=of_method, fdr=fdr, verify=verify)
+        result = discovery.explain(inputs, method, level=level, seed=seed, seeds=of_method, fdr=fdr, verify=heads)
     result = result.with_timings(
         **{"import": imported - STARTED, "load": load_s, "total": time.perf_counter() - STARTED}
     )

@@ -124,11 +124,8 @@ class Curve:
 class _Keep(Plan):
     """Row r keeps the heads of circuit r - 2 and ablates the others."""
 
-    def __init__(
-        self, kept: Bool[Tensor, "n_run n_layers n_heads"], instead: Float[Tensor, "n_layers n_heads d_head"] | None
-    ) -> None:
-        self.kept = kept
-        self.instead = instead
+    def __init__(self, kept: Tensor, instead: Tensor | None, edits_mlps: bool = False) -> None:
+        self.kept, self.instead, self.edits_mlps = kept, instead, edits_mlps
         self.starts = [0] * len(kept)
         # A corrupted run says the same before the first changed token; zero and mean ablation change that
         # part, too.
@@ -139,8 +136,11 @@ class _Keep(Plan):
         other = z[1:2] if self.instead is None else self.instead[layer].to(z)
         z[2:] = torch.where(kept, z[2:], other)
 
+    def edit_mlp(self, layer: int, output: Float[Tensor, "row pair pos d_model"]) -> None:
+        output[2:] = output[1:2]
+
     def part(self, rows: slice) -> Plan:
-        return _Keep(self.kept[rows], self.instead)
+        return _Keep(self.kept[rows], self.instead, self.edits_mlps)
 
 
 def behaviour(
@@ -149,6 +149,7 @@ def behaviour(
     kept: ArrayLike,
     *,
     ablation: Ablation = "resample",
+    with_mlps: bool = True,
     engine: Engine = "auto",
     memory_bytes: int = DEFAULT_SWEEP_BYTES,
 ) -> Behaviour:
@@ -160,8 +161,8 @@ def behaviour(
         kept: Bool [n_run, n_layers, n_heads]: the heads that stay, run by run.
         ablation: What the other heads say: "zero", "mean" (their mean over all corrupted prompts and
             positions) or "resample" (what they say on the corrupted prompt, position by position).
-        engine: See ``headcodes.interventions.walk.run``.
-        memory_bytes: See ``headcodes.interventions.walk.run``.
+        with_mlps: Whether MLPs stay, computed again; else every MLP's output is that on the corrupted prompt.
+        engine, memory_bytes: See ``headcodes.interventions.walk.run``.
 
     Returns:
         Measures with two runs in front of those asked for: clean and corrupted.
@@ -206,7 +207,7 @@ def behaviour(
                 getattr(found, name)[index] = values.cpu().numpy()
         advance(len(indices))
 
-    plan = _Keep(mask, instead)
+    plan = _Keep(mask, instead, edits_mlps=not with_mlps)
     with progress("running circuits", total=len(tokens)) as advance:
         run(model, tokens, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=True)
     return found
@@ -230,8 +231,7 @@ def faithfulness(
         heads: The circuit, (layer, head).
         ablation: See ``behaviour``.
         minimality: Whether to take every head out in turn (a run a head).
-        engine: See ``headcodes.interventions.walk.run``.
-        memory_bytes: See ``headcodes.interventions.walk.run``.
+        engine, memory_bytes: See ``headcodes.interventions.walk.run``.
 
     Raises:
         HeadcodesError: a head that the model does not have; the full model does not differ from the empty
@@ -281,8 +281,7 @@ def curve(
         n_random: Random circuits a size; 0 for none.
         seed: Of the random circuits.
         ablation: See ``behaviour``.
-        engine: See ``headcodes.interventions.walk.run``.
-        memory_bytes: See ``headcodes.interventions.walk.run``.
+        engine, memory_bytes: See ``headcodes.interventions.walk.run``.
 
     Raises:
         HeadcodesError: as ``faithfulness``.

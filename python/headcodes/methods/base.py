@@ -34,6 +34,8 @@ class Method:
             together.
         permutable: whether codes are counted, which a permutation test can do again under other labels.
         metric: of the answer that it works with unless told (``interventions.metric``); None: it has none.
+        confirmed: whether ``discover`` patches exactly what this proposes without being asked; methods of others are
+            shown as they were published.
         seeded: whether another seed gives other scores; codes alone may depend on it without.
     """
 
@@ -47,6 +49,7 @@ class Method:
     permutable: bool = False
     seeded: bool = False
     metric: Metric | None = None
+    confirmed: bool = False
 
     def find(self, inputs: Inputs, level: Level = "node", seed: int = 0) -> Findings:
         """Score every head of ``inputs.model``, and every pair of heads where ``level`` is ``"edge"``.

@@ -84,6 +84,17 @@ class Findings:
         """Take a seed's autoencoder and codes."""
         self.sae, self.codes, self.dead_share = coded.sae, coded.codes, coded.dead_share
 
+    def codes_used(self, component: int, most: int = 3) -> dict[str, list[tuple[int, float]]] | None:
+        """Return a head's commonest codes (code, share of prompts) on either side; None for methods without codes."""
+        if self.codes is None:
+            return None
+        used = {}
+        for side, codes in zip(("clean", "corrupt"), np.split(self.codes[:, component], 2), strict=True):
+            values, counts = np.unique(codes, return_counts=True)
+            best = np.argsort(-counts, kind="stable")[:most]
+            used[side] = [(int(values[i]), float(counts[i] / len(codes))) for i in best]
+        return used
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the seconds spent inside to ``timings_s[stage]``."""

@@ -16,6 +16,8 @@ from headcodes.report.attention import AttentionPattern
 from headcodes.report.curve_figures import Curve
 from headcodes.settings import SETTINGS
 
+# Why ``default`` took no gradients: as ``fallback`` in result.json says it.
+NOT_ASKED_FOR = "gradients were not asked for"
 # What a reader is told of several seeds: of heads and of pairs.
 SEED_LABELS = ("spread", "consensus")
 # Name in result.json -> what a reader is told, in the order of the page's menu.
@@ -110,7 +112,9 @@ class RunRecord:
         if run.get("seeds"):
             words += ["--seeds", self.seeds]
         if run.get("verification"):
-            words += ["--verify", len(run["verification"])]
+            words += ["--verify", run.get("verify") or len(run["verification"])]
+        if run.get("fallback") == NOT_ASKED_FOR:
+            words += ["--no-gradient"]
         return shlex.join(map(str, words))
 
 

@@ -1,0 +1,211 @@
+"""From a proposal to a circuit: heads patched exactly in rank order, then judged on prompts that were held out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headcodes import metrics
+from headcodes.errors import HeadcodesError
+from headcodes.evaluation.faithfulness import behaviour, faithfulness
+from headcodes.graph import head_name
+from headcodes.interventions.carried import carried_edges
+from headcodes.interventions.patch import answered
+from headcodes.interventions.paths import PathEffects, path_effects
+from headcodes.interventions.verify import AT_LEAST, SHARE, Verification, in_order, verify, verify_in_order
+from headcodes.methods.attribution import robust
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
+
+    from headcodes.methods.findings import Findings
+    from headcodes.methods.inputs import Inputs
+
+
+# Pairs that are patched: enough for intervals of a tenth of the large effects (docs/recipe.md), and never more than
+# half of those that the proposal saw, at least so many.
+_MOST_PAIRS, _FEWEST_PAIRS = 32, 16
+# Paths are confirmed on at most so many of the patched pairs. A path is one of several ways that a head's effect goes,
+# so it counts from a smaller share of the logit difference on.
+_PATH_PAIRS = 16
+EDGE_SHARE = 0.01
+# Pairs kept from proposal and patching, to judge the circuit on: a fifth, at most these.
+_MOST_HELD_OUT = 16
+# What the proposal costs a pair in forward passes: two, and one with its backward pass, which costs two more.
+_FORWARDS = 5
+# Without gradients the ranking is that much worse, and patching its best heads mends it.
+_AT_LEAST_WITHOUT_GRADIENTS, _PAIRS_WITHOUT_GRADIENTS = 80, 12
+
+
+def n_held_out(n_pairs: int) -> int:
+    """Return how many pairs a circuit is judged on that it is not found on."""
+    return min(_MOST_HELD_OUT, n_pairs // 5)
+
+
+def confirm_heads(inputs: Inputs, findings: Findings, n_heads: int | None, seed: int) -> Verification:
+    """Patch the best-ranked heads exactly, on pairs that are not held out.
+
+    Args:
+        n_heads: patch this many; None: in rank order until ten in a row lie below 5% of the clean logit difference
+            (``verify_in_order``), for at most as much work as the proposal took.
+
+    Raises:
+        HeadcodesError: prompts of a pair differ in length, no pair is answered right, or no head has a score.
+    """
+    tokens = inputs.tokens.subset(range(inputs.n_proposing))
+    clean_ld, corrupt_ld = (side[: inputs.n_proposing] for side in inputs.logit_differences)
+    scores = findings.head_scores.ravel()
+    order = [int(i) for i in np.argsort(-scores, kind="stable") if scores[i] > 0 or n_heads is not None]
+    heads = [divmod(i, findings.head_scores.shape[1]) for i in order]
+    if n_heads is not None:
+        return verify(inputs.model, tokens, heads[:n_heads], pairs=_MOST_PAIRS, known=(clean_ld, corrupt_ld), seed=seed)
+    repairs = findings.signed is None
+    pairs = _PAIRS_WITHOUT_GRADIENTS if repairs else max(_FEWEST_PAIRS, min(_MOST_PAIRS, len(tokens) // 2))
+    signed = scores if findings.signed is None else findings.signed.ravel()
+    return verify_in_order(
+        inputs.model,
+        tokens,
+        heads,
+        signed[order],
+        signed=not repairs,
+        pairs=pairs,
+        budget=float(_FORWARDS * inputs.model.n_layers * sum(map(len, tokens.clean))),
+        at_least=_AT_LEAST_WITHOUT_GRADIENTS if repairs else AT_LEAST,
+        known=(clean_ld, corrupt_ld),
+        seed=seed,
+    )
+
+
+def confirm_edges(inputs: Inputs, verification: Verification, seed: int) -> PathEffects | None:
+    """Patch paths between confirmed heads exactly, queries, keys and values apart, in the order of ``carried_edges``.
+
+    Stops once ten in a row lie below 1% of the clean logit difference, or three times as many as heads (at least 20)
+    are patched. A path is confirmed as a head is, at that share.
+
+    Returns:
+        Effects of the paths that were reached; None where no confirmed head can feed another.
+
+    Raises:
+        HeadcodesError: a model without a known final norm, or of a family whose query, key and value projections are
+            unknown.
+    """
+    model, heads = inputs.model, verification.confirmed()
+    if len({layer for layer, _ in heads}) < 2:
+        return None
+    tokens = inputs.tokens.subset(range(inputs.n_proposing))
+    known = tuple(side[: inputs.n_proposing] for side in inputs.logit_differences)
+    chosen, clean_ld, corrupt_ld, *_ = answered(
+        model, tokens, min(_PATH_PAIRS, len(verification.effects)), (known[0], known[1])
+    )
+    edges, products = carried_edges(model, chosen, heads)
+    scores = robust(torch.from_numpy(products)).numpy()
+    ranked = [edges[int(i)] for i in np.argsort(-scores, kind="stable") if scores[i] > 0]
+    if not ranked:
+        return None
+    most, least = max(20, 3 * len(heads)), EDGE_SHARE * float(clean_ld.mean())
+
+    def effects_of(some: Sequence[tuple[str, str]]) -> Float[np.ndarray, "n_pairs n"]:
+        return path_effects(model, chosen, some, known=(clean_ld, corrupt_ld)).effects
+
+    effects, _ = in_order(ranked, effects_of, least, lambda some: len(some) <= most)
+    low, high = metrics.mean_intervals(effects, seed=seed)
+    return PathEffects(ranked[: effects.shape[1]], effects, effects.mean(axis=0), low, high, clean_ld)
+
+
+def expected_effects(findings: Findings, verification: Verification) -> Float[np.ndarray, " n_component"]:
+    """Return the effect on other prompts, in logits, to be expected of every head.
+
+    Of patched heads their estimates; of the others what the proposal says, scaled by least squares to the estimates.
+    """
+    scores: Float[np.ndarray, " n_component"] = findings.signed_scores.ravel().copy()
+    n_heads = findings.head_scores.shape[1]
+    index = [layer * n_heads + head for layer, head in verification.heads]
+    expected = verification.mean if verification.estimate is None else verification.estimate
+    square = float(scores[index] @ scores[index])
+    scores *= abs(float(expected @ scores[index])) / square if square > 0 else 0.0
+    scores[index] = expected
+    return scores
+
+
+def edge_rows(paths: PathEffects | None) -> list[dict[str, Any]]:
+    """Return one dict a path: from, to (with its slot), effect, low, high, and whether it is confirmed."""
+    if paths is None:
+        return []
+    confirmed = set(paths.confirmed(EDGE_SHARE))
+    return [{**row, "confirmed": (row["from"], row["to"]) in confirmed} for row in paths.as_rows()]
+
+
+def confirmation(findings: Findings, verification: Verification) -> dict[str, Any]:
+    """Return on how many pairs, by which rule and how far heads were patched, as docs/result-json.md has it.
+
+    ``unreached_share`` is the share of all scores that lies in heads that were not patched: what they could still hold.
+    """
+    scores, reached = findings.head_scores, set(verification.heads)
+    total = float(scores.sum())
+    return {
+        "n_pairs": len(verification.effects),
+        "clean_logit_diff": float(verification.clean_ld.mean()),
+        "least_share": SHARE,
+        "stopped": verification.stopped,
+        "n_unreached": scores.size - len(reached),
+        "unreached_share": max(0.0, 1 - sum(float(scores[head]) for head in reached) / total) if total > 0 else 0.0,
+    }
+
+
+def found_exactly(findings: Findings, verification: Verification, paths: PathEffects | None) -> dict[str, Any]:
+    """Return what exact patching found, as docs/result-json.md has it."""
+    n_heads = findings.head_scores.shape[1]
+    return {
+        "verification": verification.as_rows(),
+        "confirmation": confirmation(findings, verification),
+        "edges": edge_rows(paths),
+        "codes_used": {
+            head_name(layer, head): findings.codes_used(layer * n_heads + head)
+            for layer, head in verification.confirmed()
+        },
+    }
+
+
+def on_held_out(inputs: Inputs, heads: Sequence[tuple[int, int]]) -> dict[str, Any] | None:
+    """Judge a circuit on the answered pairs that were held out; None where there are none.
+
+    All other heads are replaced by their results on the corrupted prompt (``headcodes.evaluation.faithfulness``).
+
+    Returns:
+        ``n_pairs``; ``faithfulness`` and ``completeness``, MLPs being computed again; and
+        ``faithfulness_without_mlps``, every MLP's output being that on the corrupted prompt too: what the heads carry
+        to the answer by themselves, as a share of the same range (None for models without MLPs).
+
+    Raises:
+        HeadcodesError: no held-out pair is answered right, or the heads together change nothing there.
+    """
+    rows = range(inputs.n_proposing, len(inputs.tokens))
+    if not rows:
+        return None
+    model, tokens = inputs.model, inputs.tokens.subset(rows)
+    clean_ld, corrupt_ld = (side[inputs.n_proposing :] for side in inputs.logit_differences)
+    chosen = answered(model, tokens, None, (clean_ld, corrupt_ld))[0]
+    found = faithfulness(model, chosen, heads, minimality=False)
+    alone = None
+    if model.mlp(0) is not None:
+        kept = np.zeros((1, model.n_layers, model.n_heads), dtype=bool)
+        for head in heads:
+            kept[0][head] = True
+        means = behaviour(model, chosen, kept, with_mlps=False).logit_diff.mean(axis=0)
+        if abs(means[0] - means[1]) < 1e-6 * max(1.0, float(np.abs(means).max())):
+            raise HeadcodesError(
+                "the model must answer clean and corrupted prompts differently",
+                f"a mean logit difference of {means[0]:.4g} both times",
+                "Use other prompts.",
+            )
+        alone = float((means[2] - means[1]) / (means[0] - means[1]))
+    return {
+        "n_pairs": len(chosen),
+        "faithfulness": found.faithfulness,
+        "completeness": found.completeness,
+        "faithfulness_without_mlps": alone,
+    }

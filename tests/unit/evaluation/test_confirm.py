@@ -1,0 +1,147 @@
+"""From a proposal to a circuit: the rule that stops, the estimate, and planted circuits found to the last edge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import headcodes
+from headcodes.circuit.circuit import Circuit
+from headcodes.errors import HeadcodesWarning
+from headcodes.evaluation.confirm import confirmation, on_held_out
+from headcodes.evaluation.faithfulness import behaviour
+from headcodes.graph import head_name, parse_head, split_slot
+from headcodes.interventions.verify import in_order, shrunk
+from headcodes.methods.inputs import Inputs
+from headcodes.models import planted
+from headcodes.prompts.pairs import PromptPair, PromptPairs
+from headcodes.prompts.tokens import tokenize
+
+
+@pytest.mark.parametrize("name", ["planted-ioi", "planted-induction"])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_planted_circuit_is_found_exactly(name: str, gradient: bool) -> None:
+    plant = planted.load(name)
+    pairs = plant.task.build(plant.model.tokenizer, n=40, seed=3)
+    result = headcodes.discover(plant.model, pairs, gradient=gradient)
+    circuit = result.circuit()
+    assert sorted(circuit.heads) == plant.truth.heads
+    assert {(parse_head(a), parse_head(split_slot(b)[0])) for a, b in circuit.edges} == set(plant.truth.pairs)
+    assert result.held_out is not None
+    assert result.held_out["n_pairs"] == 8
+    assert result.held_out["faithfulness"] == pytest.approx(1, abs=1e-4)
+    assert result.held_out["completeness"] == pytest.approx(0, abs=1e-4)
+    assert result.method_used == ("attribution" if gradient else "contrast")
+    document = result.as_json()
+    assert document["circuit"]["nodes"] == list(circuit.nodes)
+    assert {row["head"] for row in document["verification"] if row["confirmed"]} == set(circuit.nodes)
+    assert set(document["codes_used"]) == set(circuit.nodes)
+    again = Circuit.from_dict(circuit.as_dict())
+    assert again.effects == circuit.effects
+    assert again == circuit
+
+
+def patched(truth: Sequence[float], seen: list[int]) -> Any:
+    def effects_of(parts: Sequence[int]) -> np.ndarray:
+        seen.extend(parts)
+        return np.array([[truth[part] for part in parts]] * 2)
+
+    return effects_of
+
+
+def test_patching_stops_after_ten_quiet_heads_in_a_row() -> None:
+    truth = [1.0] * 5 + [0.0] * 9 + [-1.0] + [0.01] * 60
+    seen: list[int] = []
+    effects, stopped = in_order(range(75), patched(truth, seen), 0.05, lambda _parts: True)
+    assert stopped == "quiet"
+    # The tenth in a row is number 24; what was begun with it is reported too.
+    assert 25 <= len(seen) < 75
+    assert seen == list(range(len(seen)))
+    np.testing.assert_array_equal(effects[0], truth[: len(seen)])
+    effects, stopped = in_order(range(75), patched(truth, []), 0.05, lambda parts: len(parts) <= 13)
+    assert (effects.shape, stopped) == ((2, 13), "budget")
+    effects, stopped = in_order(range(75), patched(truth, []), 0.05, lambda _parts: False)
+    assert (effects.shape, stopped) == ((2, 10), "budget")
+    effects, stopped = in_order(range(14), patched(truth, []), 0.05, lambda _parts: True)
+    assert (effects.shape, stopped) == ((2, 14), "all")
+    effects, stopped = in_order(range(75), patched(truth, []), 0.05, lambda _parts: False, at_least=50)
+    assert effects.shape == (2, 50)
+
+
+def test_estimates_lie_nearer_the_truth_than_exact_means_of_few_prompts() -> None:
+    draw = np.random.default_rng(5)
+    better = []
+    for _ in range(40):
+        truth = draw.normal(size=30)
+        effects = truth + draw.normal(scale=1.5, size=(6, 30))
+        proposed = 3 * (truth + draw.normal(scale=0.4, size=30))
+        estimate = shrunk(effects, proposed, signed=True)
+        better.append(((effects.mean(0) - truth) ** 2).mean() - ((estimate - truth) ** 2).mean())
+    assert np.mean(better) > 0.1
+    # A proposal that says nothing, and prompts that all agree, leave the exact means as they are.
+    same = np.tile(truth, (6, 1))
+    np.testing.assert_allclose(shrunk(same, draw.normal(size=30), signed=True), truth)
+
+
+def test_what_cannot_be_patched_stays_a_proposal_and_says_so(tiny_model: Any) -> None:
+    model = tiny_model()
+    text = "When Andrew and Jane had met, Andrew sent"
+    pair = PromptPair(text, "When Andrew had met, Andrew sent", (" Jane",), (" Andrew",))
+    pairs = PromptPairs((pair, PromptPair("Andrew sent a", "Jane sent a", (" Jane",), (" Andrew",))), "mine", "mine")
+    with pytest.warns(HeadcodesWarning) as warned:
+        result = headcodes.discover(model, pairs)
+    said = " ".join(str(each.message) for each in warned)
+    assert "stands for contrast" in said
+    assert "no head was patched, so the circuit is a proposal" in said
+    assert result.verification is None
+    assert result.unverified is not None
+    assert result.as_json()["unverified"] == result.unverified
+    assert result.circuit(3).nodes
+
+
+def test_held_out_pairs_are_not_scored_and_the_circuit_is_judged_on_them() -> None:
+    plant = planted.load("planted-ioi")
+    pairs = plant.task.build(plant.model.tokenizer, n=30, seed=4)
+    result = headcodes.discover(plant.model, pairs)
+    fewer = headcodes.discover(plant.model, pairs.head(24), verify=None)
+    np.testing.assert_allclose(result.head_scores, fewer.head_scores, rtol=1e-4, atol=1e-7)
+    assert result.verification is not None
+    about = confirmation(result.findings, result.verification)
+    assert about["n_unreached"] == 48 - len(result.verification.heads)
+    assert about["unreached_share"] == pytest.approx(0, abs=1e-6)
+
+
+def test_heads_alone_carry_less_where_mlps_matter(tiny_model: Any) -> None:
+    """With every head kept and MLPs corrupted, against hooks of the test's own."""
+    import torch
+
+    model = tiny_model("llama")
+    tokens = tokenize(headcodes.tasks.get("ioi").build(model.tokenizer, n=10, seed=0), model.tokenizer)
+    kept = np.ones((1, model.n_layers, model.n_heads), dtype=bool)
+    found = behaviour(model, tokens, kept, with_mlps=False).logit_diff[:, 2]
+    mlps = [model.mlp(layer) for layer in range(model.n_layers)]
+
+    def logits(ids: list[int], hook: Any) -> torch.Tensor:
+        handles = [module.register_forward_hook(hook) for module in mlps]
+        with torch.no_grad():
+            answer: torch.Tensor = model.module(torch.tensor([ids])).logits[0, -1].double()
+        for handle in handles:
+            handle.remove()
+        return answer
+
+    for index in range(3):
+        written: dict[Any, torch.Tensor] = {}
+        logits(tokens.corrupt[index], lambda module, _args, out, kept=written: kept.update({module: out}))
+        answer = logits(tokens.clean[index], lambda module, _args, _out, kept=written: kept[module])
+        right, wrong = answer[tokens.answers[index]], answer[tokens.wrong_answers[index]]
+        assert found[index] == pytest.approx(float(right.logsumexp(0) - wrong.logsumexp(0)), abs=1e-4)
+
+
+def test_no_held_out_pairs_no_judgement() -> None:
+    plant = planted.load("planted-ioi")
+    tokens = tokenize(plant.task.build(plant.model.tokenizer, n=4, seed=0), plant.model.tokenizer)
+    assert on_held_out(Inputs(plant.model, tokens), [(0, 3)]) is None
+    assert head_name(0, 3) == "a0.h3"
