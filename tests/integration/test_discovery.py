@@ -379,7 +379,7 @@ def test_bench_evaluate_and_the_exported_graph_give_one_cpr(
     tiny_model: Callable[..., Any], tmp_path: Path, level: Any
 ) -> None:
     from headcodes.circuit.formats import export, load_circuit
-    from headcodes.comparison.suite import _faithfulness
+    from headcodes.comparison.judge import faithfulness
     from headcodes.evaluation.areas import head_cpr_cmd
     from headcodes.evaluation.evaluate import evaluate_circuit
     from headcodes.interventions.patch import answered
@@ -392,7 +392,8 @@ def test_bench_evaluate_and_the_exported_graph_give_one_cpr(
     assert result.findings.signed is not None
     assert min(result.circuit().node_scores.values()) < 0
     assert result.circuit().nodes[0] == max(model.components, key=lambda name: abs(result.circuit().node_scores[name]))
-    bench = _faithfulness(model, tokens, result.findings, level)
+    its = result.findings
+    bench = faithfulness(model, tokens, result.head_scores, its.signed_scores if level == "node" else its.edges)
     for file in ("run/circuit.json", "graph.json"):
         found = evaluate_circuit(load_circuit(tmp_path / file), model, tokens, truth=None, with_curve=True, n_random=0)
         areas = found.areas if level == "node" else found.edge_areas

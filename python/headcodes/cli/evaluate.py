@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from headcodes.cli import options
 from headcodes.cli.prompts import (
     Asked,
     Chat,
@@ -20,7 +21,7 @@ from headcodes.cli.prompts import (
     state,
 )
 from headcodes.errors import HeadcodesError
-from headcodes.settings import MOST_PROMPTS, MOST_SEED
+from headcodes.settings import MOST_PROMPTS, MOST_SEED, Settings
 
 
 def evaluate(
@@ -53,10 +54,10 @@ def evaluate(
         bool, typer.Option("--curve", help="Faithfulness over sizes, CPR and CMD too (over edges, if scored): slow.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of prompts, random circuits and the bootstrap.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help="float32 (the causal truth wants it), bfloat16, ...")] = "float32",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
-    bos: Annotated[Literal["auto", "yes", "no"], typer.Option(help="auto: as the tokenizer does by itself.")] = "auto",
+    device: options.Device = Settings.device,
+    dtype: options.ExactDtype = "float32",
+    threads: options.Threads = None,
+    bos: options.Bos = "auto",
     out: Annotated[
         Path | None, typer.Option(help="File for the evaluation; beside a run, its report shows it.")
     ] = None,

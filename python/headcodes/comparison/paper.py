@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headcodes import methods
+from headcodes.comparison.judge import Judge
 from headcodes.comparison.rows import Row, summarise, write
-from headcodes.comparison.suite import Judge, run_cell
+from headcodes.comparison.suite import Shared, judged_cells
 from headcodes.errors import HeadcodesError
 from headcodes.evaluation import truths
+from headcodes.scan.cells import Worker
+from headcodes.scan.plan import Plan
 
 if TYPE_CHECKING:
     from headcodes.models.model import Model
-
 
 # Published ROC AUC, node / edge (over heads by mentions for the codes, over true edges for the others): the results
 # file of O'Neill & Bui 2024 and the best settings of Conmy et al. 2023.
@@ -34,10 +37,9 @@ PAPER_METHODS = ("paper", "paper-scaled", "default", "acdc", "sp", "hisp", "mean
 
 def run_paper(
     *,
-    load: Callable[[str], Model],
     out: Path,
     seeds: Sequence[int] = (0,),
-    n_pairs: int = 250,
+    shared: Shared,
     budget_s: float | None = None,
     report: Callable[[Row], None] = lambda _row: None,
 ) -> tuple[list[Row], list[str]]:
@@ -46,38 +48,31 @@ def run_paper(
     Nothing is put in place of a model that is not there.
     """
     rows: list[Row] = []
-    missing: list[str] = []
-    loaded: dict[str, Model] = {}
-    for name in dict.fromkeys(name for name, _, _ in PAPER_CELLS):
+    missing: dict[str, str] = {}
+    worker = Worker(budget_s)
+    for name, task, truth_name in PAPER_CELLS:
+        first = next(Plan(models=((name, None),), **shared).cells())
         try:
-            loaded[name] = load(name)
+            worker.model(first)
         except HeadcodesError as error:
             wanted = ", ".join(task for model, task, _ in PAPER_CELLS if model == name)
-            missing.append(f"{name} (for {wanted}): {error}")
-    for name, task, truth_name in PAPER_CELLS:
-        if name not in loaded:
+            missing[name] = f"{name} (for {wanted}): {error}"
             continue
         truth = truths.get(task, truth_name)
-        judged = Judge(truth_name, truth.labels, truth.pair_labels, None)
-        for method in PAPER_METHODS:
-            for level in methods.get(method).levels:
-                for seed in seeds:
-                    row = run_cell(
-                        loaded[name],
-                        judged,
-                        task=task,
-                        method=method,
-                        level=level,
-                        seed=seed,
-                        n_pairs=n_pairs,
-                        budget_s=budget_s,
-                        with_faithfulness=False,
-                    )
-                    rows.append(row)
-                    report(row)
+        make = partial(_published, Judge(truth_name, truth.labels, truth.pair_labels, None))
+        for level in ("node", "edge"):
+            able = [method for method in PAPER_METHODS if level in methods.get(method).levels]
+            of_level = {**shared, "level": level}
+            for row in judged_cells(name, task, able, seeds, of_level, make, out, worker, budget_s):
+                rows.append(row)
+                report(row)
     if rows:
         write(rows, out)
-    return rows, missing
+    return rows, list(missing.values())
+
+
+def _published(judge: Judge, _model: Model) -> Judge:
+    return judge
 
 
 def paper_table(rows: Sequence[Row]) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.files import checksum
+from headcodes.scan.measure import BudgetExceeded, begin_peak, budget, peak_bytes
 from headcodes.scan.plan import Cell, forget_models
 
 if TYPE_CHECKING:
@@ -83,9 +82,16 @@ class _ChangedError(HeadcodesError):
 
 
 class Worker:
-    """Does one cell after another, and keeps the last model and the last capture."""
+    """Does one cell after another, and keeps the last model and the last capture.
 
-    def __init__(self) -> None:
+    Args:
+        budget_s: seconds that a cell may take, its model loaded; None sets no limit.
+    """
+
+    def __init__(self, budget_s: float | None = None) -> None:
+        self._budget_s = budget_s
+        # Of the capture that cells share: the most it held beside what was there before, and what is left of it.
+        self._capture_bytes, self._captured_bytes = 0, 0
         self._model_of: tuple[object, ...] | None = None
         self._model: Model | Exception | None = None
         self._load_s = 0.0
@@ -110,7 +116,7 @@ class Worker:
 
         try:
             with torch_threads(cell.threads):
-                inputs = self._open(cell)
+                self.model(cell)
                 if cell.identity() != identity:
                     raise _ChangedError(
                         "code, libraries and models stay the same from planning a scan to doing its cells",
@@ -119,17 +125,33 @@ class Worker:
                     )
                 if ahead is not None:
                     read_ahead(ahead)
-                result = explain(inputs, cell.method, level=cell.level, seed=cell.seed)
+                with budget(self._budget_s):
+                    inputs = self._open(cell)
+                    held = begin_peak(cell.device) - self._captured_bytes
+                    result = explain(inputs, cell.method, level=cell.level, seed=cell.seed)
         except _ChangedError:
             raise
+        except BudgetExceeded:
+            self._inputs, self._inputs_of = None, None  # perhaps half made
+            row = failed(identity, cell, f"more than {self._budget_s:g} s", "budget")
+            return row | {"budget_s": self._budget_s}, {}
         except Exception as error:
-            return failed(identity, cell, _said(error)), {}
+            kind = "refused" if isinstance(error, HeadcodesError) else "error"
+            return failed(identity, cell, message(error), kind), {}
         findings, check = result.findings, result.task_check
-        arrays = {"codes": findings.codes, "judged": findings.judged, "pair_scores": findings.pair_scores}
+        arrays = {
+            "codes": findings.codes,
+            "judged": findings.judged,
+            "pair_scores": findings.pair_scores,
+            "signed_scores": None if findings.signed is None else findings.signed_scores,
+            "edge_scores": None if findings.edges is None else findings.edges.scores,
+        }
         row = row_of(
             identity,
             cell,
             status="done",
+            held_memory_bytes=held,
+            peak_memory_bytes=max(peak_bytes(cell.device), held + self._capture_bytes),
             family=inputs.model.family,
             d_model=inputs.model.d_model,
             parallel_attn_mlp=inputs.model.parallel_attn_mlp,
@@ -150,33 +172,49 @@ class Worker:
         )
         return row, {name: array for name, array in arrays.items() if array is not None}
 
-    def _open(self, cell: Cell) -> Inputs:
+    def model(self, cell: Cell) -> Model:
+        """Return a cell's model, loaded if the last cell had another.
+
+        Raises:
+            HeadcodesError: it cannot be loaded.
+        """
         if self._model_of != model_of(cell):
             # Let go of the last model first: two at once may not fit.
             self._model, self._model_of = None, model_of(cell)
             self._inputs, self._inputs_of = None, None
             gc.collect()
             start = time.perf_counter()
-            self._model = _kept(_load, cell)
+            self._model = _or_error(_load, cell)
             self._load_s = time.perf_counter() - start
             forget_models()
+        if isinstance(self._model, Exception):
+            raise self._model
+        assert self._model is not None
+        return self._model
+
+    def _open(self, cell: Cell) -> Inputs:
+        model = self.model(cell)
         if self._inputs_of != group_of(cell):
             self._inputs, self._inputs_of = None, group_of(cell)
             gc.collect()
-            self._inputs = self._model if isinstance(self._model, Exception) else _kept(_capture, self._model, cell)
+            before = begin_peak(cell.device)
+            self._inputs = _or_error(_capture, model, cell)
+            self._capture_bytes = peak_bytes(cell.device) - before
+            self._captured_bytes = begin_peak(cell.device) - before
         if isinstance(self._inputs, Exception):
             raise self._inputs
         assert self._inputs is not None
         return self._inputs
 
 
-def _kept(make: Any, *arguments: Any) -> Any:
+def _or_error(make: Any, *arguments: Any) -> Any:
     """Return what ``make`` makes, or its exception without the frames that would hold half a model in memory."""
     try:
         return make(*arguments)
     except Exception as error:
-        kept = HeadcodesError(error.must, error.got, error.mend) if isinstance(error, HeadcodesError) else None
-        return kept or RuntimeError(_said(error))
+        if isinstance(error, HeadcodesError):
+            return HeadcodesError(error.must, error.got, error.mend)
+        return RuntimeError(message(error))
 
 
 def _load(cell: Cell) -> Model:
@@ -208,7 +246,8 @@ def _capture(model: Model, cell: Cell) -> Inputs:
     return inputs
 
 
-def _said(error: Exception) -> str:
+def message(error: Exception) -> str:
+    """Return why a cell has failed, in one line where Python says it in one."""
     if isinstance(error, HeadcodesError) or (type(error) is RuntimeError and error.__traceback__ is None):
         return str(error)
     # torch tells memory that ran out on the CPU only by its text.
@@ -222,24 +261,23 @@ def _said(error: Exception) -> str:
 
 def row_of(identity: str, cell: Cell, **found: Any) -> dict[str, Any]:
     """Return a row of the store: a cell's settings, where it was done, and what was found."""
-    place = {"host": socket.gethostname(), "peak_memory_bytes": _peak_memory_bytes(cell.device)}
-    return {"identity": identity} | vars(cell) | place | found
+    return {"identity": identity} | vars(cell) | {"host": socket.gethostname()} | found
 
 
-def failed(identity: str, cell: Cell, error: str) -> dict[str, Any]:
-    """Return the row of a cell that came to nothing."""
+def failed(identity: str, cell: Cell, error: str, kind: str = "error") -> dict[str, Any]:
+    """Return the row of a cell without a result; ``kind`` is "budget", "refused" (a HeadcodesError) or "error"."""
     from headcodes.provenance import versions
 
-    return row_of(identity, cell, status="failed", error=error, versions=list(versions().items()))
-
-
-def _peak_memory_bytes(device: str) -> int:
-    """Return the most memory this process, or its GPU, has held so far."""
-    torch = sys.modules.get("torch")
-    if device.startswith("cuda") and torch is not None and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peak = peak_bytes(cell.device)
+    return row_of(
+        identity,
+        cell,
+        status="failed",
+        error=error,
+        failure=kind,
+        peak_memory_bytes=peak,
+        versions=list(versions().items()),
+    )
 
 
 def weight_files(cell: Cell) -> list[Path]:

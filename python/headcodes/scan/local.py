@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from headcodes.scan.cells import Outcome
 
 
-def in_process(jobs: Sequence[Job], started: Callable[[Cell], object]) -> Iterator[Outcome]:
+def in_process(jobs: Sequence[Job], started: Callable[[Cell], object], worker: Worker) -> Iterator[Outcome]:
     """Do cells one after another in this process."""
-    queue, worker = Queue(jobs), Worker()
+    queue = Queue(jobs)
     while (job := queue.take("me")) is not None:
         started(job[1])
         yield worker.do(*job, queue.ahead(job[1]))

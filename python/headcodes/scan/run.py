@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from headcodes.errors import HeadcodesError
-from headcodes.scan.cells import Job
+from headcodes.scan.cells import Job, Worker
 from headcodes.scan.plan import Cell, Plan, forget_models
 from headcodes.store.cells import Store, statuses
 
@@ -95,16 +95,21 @@ def run(
     address: str | None = None,
     gpu_share: float = 1.0,
     started: Started = lambda _cell: None,
+    worker: Worker | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Do surveyed work as ``scan`` does; ``started`` is told each cell that is begun."""
+    """Do surveyed work as ``scan`` does; ``started`` is called with each cell that is begun.
+
+    Args:
+        worker: does the cells in this process, and keeps its model for whoever gave it.
+    """
     if workers is not None and workers < 1:
         raise HeadcodesError("a scan has at least one worker", str(workers), "Leave --workers out if in doubt.")
     if not 0 < gpu_share <= 1:
         raise HeadcodesError("a worker's share of a GPU lies in (0, 1]", str(gpu_share), "0.5 lets two share one.")
-    return _kept(work, Store(store), engine, workers, address, gpu_share, started)
+    return _rows(work, Store(store), engine, workers, address, gpu_share, started, worker)
 
 
-def _kept(
+def _rows(
     work: Work,
     store: Store,
     engine: Engine,
@@ -112,6 +117,7 @@ def _kept(
     address: str | None,
     gpu_share: float,
     started: Started,
+    worker: Worker | None,
 ) -> Iterator[dict[str, Any]]:
     if not work.jobs:
         return
@@ -124,9 +130,11 @@ def _kept(
         from headcodes.scan.local import in_process, processes
 
         n_gpus = _n_gpus(work.jobs[0][1])
-        n_workers = min(workers or int(n_gpus / gpu_share) or 1, len(work.jobs))
+        n_workers = 1 if worker else min(workers or int(n_gpus / gpu_share) or 1, len(work.jobs))
         outcomes = (
-            in_process(work.jobs, started) if n_workers == 1 else processes(work.jobs, n_workers, n_gpus, started)
+            in_process(work.jobs, started, worker or Worker())
+            if n_workers == 1
+            else processes(work.jobs, n_workers, n_gpus, started)
         )
     try:
         for row, arrays in outcomes:

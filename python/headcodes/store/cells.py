@@ -33,6 +33,8 @@ SCHEMA = pa.schema(
         ("identity", pa.string()),
         ("status", pa.string()),
         ("error", pa.string()),
+        ("failure", pa.string()),
+        ("budget_s", pa.float64()),
         *((name, _TYPES[kind]) for name, kind in SETTINGS.items()),
         ("prompts", pa.string()),
         ("prompt_seed", pa.int64()),
@@ -51,6 +53,7 @@ SCHEMA = pa.schema(
         ("positive_logit_diff", pa.float64()),
         ("negative_logit_diff", pa.float64()),
         ("timings_s", pa.map_(pa.string(), pa.float64())),
+        ("held_memory_bytes", pa.int64()),
         ("peak_memory_bytes", pa.int64()),
         ("arrays_sha256", pa.string()),
         ("versions", pa.map_(pa.string(), pa.string())),
@@ -59,6 +62,10 @@ SCHEMA = pa.schema(
     ],
     metadata={"headcodes.store": "1"},
 )
+
+
+# Columns that the first stores lack.
+_LATER = ("failure", "budget_s", "held_memory_bytes")
 
 
 class Store:
@@ -157,6 +164,9 @@ def _read_table(path: Path) -> pa.Table:
     table = pq.read_table(path, page_checksum_verification=True)
     if table.num_rows != 1 or table.column("identity")[0].as_py() != path.stem:
         raise ValueError("it holds no row of its own name")
+    for name in _LATER:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(1, SCHEMA.field(name).type))
     return table.select(SCHEMA.names).cast(SCHEMA)
 
 
