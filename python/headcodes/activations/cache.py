@@ -2,14 +2,12 @@
 
 An entry is found by its content (model, token ids, positions, dtype, device, threads, versions), or by the request
 that led to it (model file, task or prompt file, seed, ...), which is known before any model is opened. Anything else
-that those two name gives another key; an entry that cannot be read is as good as none.
+that those two name gives another key; an entry that is damaged is named, and made anew.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -18,25 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from headcodes import __version__
 from headcodes.activations.capture import HeadActivations, capture
-from headcodes.files import atomic_write, cache_dir, checksum
+from headcodes.files import cache_dir, checksum
 from headcodes.models.model import Model
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.rows import LeftOut, Reading
 from headcodes.prompts.tokens import TokenPairs
 from headcodes.provenance import code_checksum
 from headcodes.settings import Positions
+from headcodes.store.kept import keep_note, keep_tensors, kept_note, kept_tensors, sweep_cache
 
 if TYPE_CHECKING:
     from headcodes.models.sources import Source
 
 
 MAX_BYTES = 2 << 30
-_FORMAT = 1
+_FORMAT = 2
 _ABOUT = ("name", "revision", "family", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_model", "d_vocab")
 
 
@@ -154,8 +152,7 @@ def captured(
     if request is not None:
         about = {name: getattr(model, name) for name in (*_ABOUT, "parallel_attn_mlp", "checksum")}
         note = {"entry": key, "model": about, "tokens": _tokens_to_json(tokens)}
-        with atomic_write(_folder() / f"{request}.request.json") as temporary:
-            temporary.write_text(json.dumps(note))
+        keep_note(_folder() / f"{request}.request.json", note)
     return found
 
 
@@ -175,18 +172,12 @@ def kept(model: Model, tokens: TokenPairs, what: str, make: Callable[[], Mapping
     """
     key = content_key(model, tokens, what)
     path = _folder() / f"{key}.safetensors"
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        now = time.time()
-        os.utime(path, (now, now))
-        return found
-    except (OSError, SafetensorError):
-        made = {name: part.cpu().contiguous() for name, part in make().items()}
-        about = {"model": model.name, "task": tokens.pairs.task, "n_pairs": len(tokens)}
-        with atomic_write(path) as temporary:
-            save_file(made, temporary, metadata={"headcodes": json.dumps(about)})
-        return made
+    found = kept_tensors(path)
+    if found is not None:
+        return found[0]
+    made = {name: part.cpu().contiguous() for name, part in make().items()}
+    keep_tensors(path, made, {"model": model.name, "task": tokens.pairs.task, "n_pairs": len(tokens)})
+    return made
 
 
 def recall(request: str, device: torch.device, load: Callable[[], Model]) -> Remembered | None:
@@ -196,8 +187,10 @@ def recall(request: str, device: torch.device, load: Callable[[], Model]) -> Rem
         request: from ``request_key``. device: where the activations shall lie.
         load: opens the model; called only if something is wanted that was not kept.
     """
+    note = kept_note(_folder() / f"{request}.request.json")
+    if note is None:
+        return None
     try:
-        note = json.loads((_folder() / f"{request}.request.json").read_text())
         tokens = _tokens_from_json(note["tokens"])
         found = _read(note["entry"], device)
         if found is None:
@@ -227,6 +220,7 @@ def ls() -> list[Entry]:
 def clear() -> int:
     """Remove every entry; return the number of bytes that were freed. Converted models stay."""
     freed = 0
+    sweep_cache(cache_dir())
     for path in [*_entries(), *_folder().glob("*.request.json")]:
         freed += path.stat().st_size
         path.unlink(missing_ok=True)
@@ -242,19 +236,16 @@ def _entries() -> Iterator[Path]:
 
 
 def _read(key: str, device: torch.device) -> tuple[HeadActivations, list[Tensor]] | None:
-    path = _folder() / f"{key}.safetensors"
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            about = json.loads(file.metadata()["headcodes"])
-            activations = HeadActivations(
-                file.get_tensor("z"), file.get_tensor("W_O"), about["n_layers"], about["n_heads"], about["positions"]
-            )
-            logits = list(file.get_tensor("logits").cpu().split(about["n_scored"]))
-        now = time.time()
-        os.utime(path, (now, now))
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
+    found = kept_tensors(_folder() / f"{key}.safetensors")
+    if found is None:
         return None
-    return activations, logits
+    parts, about = found
+    try:
+        z, W_O = parts["z"].to(device), parts["W_O"].to(device)
+        activations = HeadActivations(z, W_O, about["n_layers"], about["n_heads"], about["positions"])
+        return activations, list(parts["logits"].split(about["n_scored"]))
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        return None  # an entry of another kind under this name
 
 
 def _write(key: str, model: Model, tokens: TokenPairs, activations: HeadActivations, logits: list[Tensor]) -> None:
@@ -271,9 +262,8 @@ def _write(key: str, model: Model, tokens: TokenPairs, activations: HeadActivati
     n_bytes = sum(part.numel() * part.element_size() for part in parts.values())
     if n_bytes > MAX_BYTES:
         return
-    with atomic_write(_folder() / f"{key}.safetensors") as temporary:
-        save_file(parts, temporary, metadata={"headcodes": json.dumps(about)})
-    _shrink(keep=key)
+    if keep_tensors(_folder() / f"{key}.safetensors", parts, about):
+        _shrink(keep=key)
 
 
 def _shrink(keep: str) -> None:
@@ -288,11 +278,8 @@ def _shrink(keep: str) -> None:
             total += n_bytes
     left = {path.stem for path in _entries()}
     for path in _folder().glob("*.request.json"):
-        try:
-            entry = json.loads(path.read_text())["entry"]
-        except (OSError, ValueError, KeyError):
-            entry = None
-        if entry not in left:
+        note = kept_note(path)
+        if note is None or note.get("entry") not in left:
             path.unlink(missing_ok=True)
 
 

@@ -21,13 +21,14 @@ from torch import Tensor
 from headcodes import metrics
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
-from headcodes.files import atomic_write, cache_dir, checksum
+from headcodes.files import cache_dir, checksum
 from headcodes.interventions.edits import Plan, groups
 from headcodes.interventions.metric import measure_rows, whole_vocabulary
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, run
 from headcodes.progress import progress as progress_bar
 from headcodes.prompts.task_check import logit_differences
 from headcodes.settings import Metric
+from headcodes.store.kept import keep_tensors, kept_tensors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 Components = Literal["heads", "heads+mlps"]
 Engine = Literal["auto", "walk", "forward"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -272,15 +273,12 @@ def _cache_path(model: Model, tokens: TokenPairs, index: int, components: str) -
 
 def _read(path: Path | None, row: Float[np.ndarray, " n_part"]) -> bool:
     """Fill ``row`` from the cache; False where it is not there, or not whole."""
-    if path is None or not path.is_file():
+    if path is None:
         return False
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        found = load_file(path)["effects"]
-    except (SafetensorError, KeyError, OSError):
+    kept = kept_tensors(path)
+    if kept is None or "effects" not in kept[0]:
         return False
+    found = kept[0]["effects"].numpy()
     if found.shape != row.shape or found.dtype != row.dtype:
         return False
     row[:] = found
@@ -290,7 +288,4 @@ def _read(path: Path | None, row: Float[np.ndarray, " n_part"]) -> bool:
 def _write(path: Path | None, row: Float[np.ndarray, " n_part"]) -> None:
     if path is None:
         return
-    from safetensors.numpy import save_file
-
-    with atomic_write(path) as temporary:
-        save_file({"effects": row.copy()}, temporary)
+    keep_tensors(path, {"effects": torch.from_numpy(row.copy())}, {})

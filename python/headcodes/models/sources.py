@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from headcodes.errors import HeadcodesError
-from headcodes.files import atomic_write, cache_dir, checksum, reason_of
+from headcodes.files import cache_dir, checksum, reason_of
+from headcodes.store.kept import keep_note, kept_note
 
 
 def ask_hub(place: Source) -> bool:
@@ -239,15 +239,11 @@ def file_checksum(path: Path) -> str:
     place = str(path.resolve())
     about = {"path": place, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     memory = cache_dir() / "checksums" / f"{checksum(place.encode())}.json"
-    try:
-        known = json.loads(memory.read_text())
-        if {key: known[key] for key in about} == about:
-            return str(known["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    known = kept_note(memory)
+    if known is not None and {**about, "sha256": known.get("sha256")} == known:
+        return str(known["sha256"])
     digest = checksum(path)
-    with atomic_write(memory) as temporary:
-        temporary.write_text(json.dumps({**about, "sha256": digest}))
+    keep_note(memory, {**about, "sha256": digest})
     return digest
 
 
