@@ -21,6 +21,7 @@ from torch import Tensor
 from headcodes import __version__
 from headcodes.activations.capture import HeadActivations, capture
 from headcodes.files import cache_dir, checksum
+from headcodes.models.facts import facts_from_json
 from headcodes.models.model import Model
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.rows import LeftOut, Reading
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 
 MAX_BYTES = 2 << 30
-_FORMAT = 2
-_ABOUT = ("name", "revision", "family", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_model", "d_vocab")
+_FORMAT = 3
+_ABOUT = ("name", "revision", "family", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_heads", "d_model", "d_vocab")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,8 @@ class RememberedModel(Model):
     def __init__(self, about: Mapping[str, Any], W_O: Tensor, load: Callable[[], Model]) -> None:
         self._load = load
         self._dtype, self._device = W_O.dtype, W_O.device
-        sizes = {name: about[name] for name in (*_ABOUT, "parallel_attn_mlp")}
-        self.__dict__ |= sizes | {"checksum": about["checksum"]}
+        sizes = {name: about[name] for name in _ABOUT}
+        self.__dict__ |= sizes | {"checksum": about["checksum"], "facts": facts_from_json(about["facts"])}
         self.__dict__["W_O"] = W_O.view(self.n_layers, self.n_heads, self.d_head, self.d_model)
 
     def __getattr__(self, name: str) -> Any:
@@ -150,7 +151,7 @@ def captured(
         found = _fresh(model, tokens, positions)
         _write(key, model, tokens, *found)
     if request is not None:
-        about = {name: getattr(model, name) for name in (*_ABOUT, "parallel_attn_mlp", "checksum")}
+        about = {name: getattr(model, name) for name in (*_ABOUT, "checksum")} | {"facts": asdict(model.facts)}
         note = {"entry": key, "model": about, "tokens": _tokens_to_json(tokens)}
         keep_note(_folder() / f"{request}.request.json", note)
     return found

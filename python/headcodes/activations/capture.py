@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from headcodes.activations.packing import (
     padded,
     position_weights,
 )
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.models.devices import EachDevice
 from headcodes.models.hooks import as_found, capture_inputs
 from headcodes.models.model import Model
@@ -136,7 +137,8 @@ def capture(
             ) -> None:
                 weights, owner, place = shares.on(x.device)
                 mean = torch.bmm(weights, x.float())[owner, place]
-                z[rows_of_z, layer * n_columns : (layer + 1) * n_columns] = mean.to(z.device)
+                heads = mean if model.d_heads[layer] == model.d_head else model.by_head(layer, mean).flatten(1)
+                z[rows_of_z, layer * n_columns : (layer + 1) * n_columns] = heads.to(z.device)
 
             ids, inputs = padded(batch, model.dtype)
             with capture_inputs(model.projections, keep):
@@ -153,6 +155,9 @@ def capture(
                 for prompt, row, values in zip(prompts, wanted, found.cpu().gather(1, places).unbind(), strict=True):
                     logits[prompt] = values[: len(row)]
             advance(len(prompts))
+    if not bool(z.isfinite().all()):
+        prompt = int((~z.isfinite()).any(1).nonzero()[0])
+        raise model.not_finite(torch.tensor([tokens[prompt]], device=model.device), {})
     heads = HeadActivations(
         z=z.view(len(tokens), model.n_components, model.d_head),
         W_O=model.W_O.flatten(0, 1),
@@ -174,13 +179,21 @@ def _check(
     for row, ids in enumerate(tokens):
         if not ids:
             raise HeadcodesError("A prompt must have tokens", f"none in prompt {row}", "Leave empty prompts out.")
+        model.check_length(len(ids), f"prompt {row}")
         if min(ids) < 0 or max(ids) >= model.d_vocab:
             raise HeadcodesError(
                 f"Token ids must lie in 0..{model.d_vocab - 1}, this model's vocabulary",
                 f"{min(ids)}..{max(ids)} in prompt {row}",
                 "Use the model's own tokenizer.",
             )
-    model.check_length(max(map(len, tokens)))
+    longest = max(range(len(tokens)), key=lambda row: len(tokens[row]))
+    if model.facts.trained is not None and len(tokens[longest]) > model.facts.trained:
+        warnings.warn(
+            f"prompt {longest} has {len(tokens[longest])} tokens, and {model.name} was trained on {model.facts.trained}"
+            " at most: what it does beyond them nobody has taught it",
+            HeadcodesWarning,
+            stacklevel=3,
+        )
     if isinstance(positions, str):
         if positions not in ("mean", "last"):
             raise HeadcodesError("positions must be mean, last or positions", repr(positions), "Leave it at mean.")

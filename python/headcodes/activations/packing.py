@@ -106,7 +106,7 @@ def padded(batch: Sequence[_Row], dtype: torch.dtype) -> tuple[Int[Tensor, "batc
         for path in row.paths:
             tokens = torch.tensor(path)
             seen[index, tokens[:, None], tokens[None]] = torch.ones(len(path), len(path), dtype=torch.bool).tril()
-    mask = torch.zeros(len(batch), 1, length, length, dtype=dtype).masked_fill(~seen[:, None], torch.finfo(dtype).min)
+    mask = torch.zeros(len(batch), 1, length, length, dtype=dtype).masked_fill(~seen[:, None], -torch.inf)
     return ids, {"position_ids": places, "attention_mask": mask}
 
 

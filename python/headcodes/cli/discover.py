@@ -33,7 +33,7 @@ from headcodes.settings import MOST_SEED, Metric, Settings, parse_seeds, parse_v
 
 def discover(
     model: Annotated[str, typer.Option(help="Hub name, local folder, .gguf file, or smollm2-135m.")] = Settings.model,
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    revision: options.Revision = None,
     task: Annotated[str | None, typer.Option(help="A built-in task (headcodes tasks).  [default: ioi]")] = None,
     negative: Annotated[str | None, typer.Option(help="Which of the task's negatives; its first by default.")] = None,
     prompts: Prompts = None,
@@ -75,9 +75,7 @@ def discover(
     dtype: options.Dtype = Settings.dtype,
     threads: options.Threads = None,
     bos: options.Bos = "auto",
-    projection: Annotated[
-        str | None, typer.Option(help="Output projection of an unknown family: path.{layer}.o_proj")
-    ] = None,
+    projection: options.Projection = None,
     cache: Annotated[
         bool, typer.Option("--cache/--no-cache", help="Keep activations for a second run, and use those kept.")
     ] = True,

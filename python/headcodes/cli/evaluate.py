@@ -27,6 +27,8 @@ from headcodes.settings import MOST_PROMPTS, MOST_SEED, Settings
 def evaluate(
     circuit: Annotated[Path, typer.Argument(help="A circuit.json of ours, or a MIB graph.")],
     model: Annotated[str | None, typer.Option(help="As for discover; the circuit's own by default.")] = None,
+    revision: options.Revision = None,
+    projection: options.Projection = None,
     task: Annotated[str | None, typer.Option(help="A built-in task; the circuit's own by default.")] = None,
     prompts: Prompts = None,
     columns: Columns = None,
@@ -83,7 +85,7 @@ def evaluate(
     wanted = Asked(prompts, columns, skip_bad, leading_space, corrupt, chat, system)
     pairs = wanted.read()
     with torch_threads(threads):
-        loaded = load_model(model or judged.model, device=device, dtype=dtype)
+        loaded = load_model(model or judged.model, revision=revision, device=device, dtype=dtype, projection=projection)
         if pairs is None:
             # A third more than needed: only answered prompts count.
             pairs = tasks.get(task or judged.task).build(loaded.tokenizer, n=n_pairs + n_pairs // 3 + 1, seed=seed)

@@ -13,6 +13,8 @@ NPrompts = Annotated[int, typer.Option(min=1, max=MOST_PROMPTS, help="Pairs to b
 NTrain = Annotated[int, typer.Option(min=1, max=MOST_PROMPTS, help="Prompts to train the autoencoder on.")]
 Positions = Annotated[Literal["mean", "last"], typer.Option(help="Which positions of a prompt count.")]
 Bos = Annotated[Literal["auto", "yes", "no"], typer.Option(help="auto: as the tokenizer does by itself.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
+Projection = Annotated[str | None, typer.Option(help="Output projection of an unknown family: path.{layer}.o_proj")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto (bf16 where it is fast), float32, bfloat16, float16.")]
 ExactDtype = Annotated[str, typer.Option(help="float32 (the causal truth wants it), bfloat16, ...")]

@@ -133,7 +133,7 @@ class _Keep(Plan):
 
     def edit_heads(self, layer: int, z: Tensor) -> None:
         kept = self.kept[:, layer].to(z.device)[:, None, None, :, None]
-        other = z[1:2] if self.instead is None else self.instead[layer].to(z)
+        other = z[1:2] if self.instead is None else self.instead[layer, :, : z.shape[-1]].to(z)
         z[2:] = torch.where(kept, z[2:], other)
 
     def edit_mlp(self, layer: int, output: Float[Tensor, "row pair pos d_model"]) -> None:

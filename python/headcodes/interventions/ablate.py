@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.metric import measure, whole_vocabulary
-from headcodes.interventions.reads import Reads, edge_names, input_major
+from headcodes.interventions.reads import Reads, edge_names
 from headcodes.interventions.runs import (
     Batch,
     Edits,
@@ -30,6 +30,7 @@ from headcodes.interventions.runs import (
     run,
 )
 from headcodes.models.hooks import Edit, edit_input
+from headcodes.models.weights import matrix_of
 from headcodes.settings import Metric
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ class HeadAblation:
 
     def loss(self, removed: Bool[Tensor, "n_layers n_heads"]) -> float:
         """Return the mean loss over pairs without the heads where ``removed`` is True."""
-        d_head = self.model.d_head
-        columns = removed.repeat_interleave(d_head, dim=1).to(self.model.device)
+        removed = removed.to(self.model.device)
+        columns = [removed[layer].repeat_interleave(width) for layer, width in enumerate(self.model.d_heads)]
         total = 0.0
         with ready(self.model), torch.no_grad():
             for reference in self.references:
@@ -147,6 +148,12 @@ class EdgeAblation(HeadAblation):
             raise HeadcodesError(
                 "edges can be cut where every head has, or can be given, keys and values of its own",
                 f"{model.n_heads} heads on {model.n_kv_heads} keys and values",
+                "Use level='node', or eap for edges.",
+            )
+        if model.facts.norms_over_heads:
+            raise HeadcodesError(
+                "edges can be cut where a head's query and key are its own",
+                f"{model!r}, which norms those of all heads together",
                 "Use level='node', or eap for edges.",
             )
         super().__init__(model, tokens, ablation, loss)
@@ -252,7 +259,7 @@ class _Cut:
 
     def _heads(self, layer: int) -> Edit:
         def note(z: Tensor) -> Tensor:
-            heads = z.float().unflatten(-1, (self.model.n_heads, self.model.d_head))
+            heads = self.model.by_head(layer, z.float()) * self.model.facts.scale("z", layer)
             weights = self.model.W_O[layer].to(z.device).float()
             self._says(self.rows.heads(layer), torch.einsum("bshd,hdm->hbsm", heads, weights).flatten(1))
             return z
@@ -262,7 +269,7 @@ class _Cut:
     def _mlp_said(self, layer: int) -> Any:
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
             said = output[0] if isinstance(output, tuple) else output
-            self._says(self.rows.mlp(layer), said.float().reshape(1, -1))
+            self._says(self.rows.mlp(layer), self.model.facts.scale("mlp", layer) * said.float().reshape(1, -1))
 
         return note
 
@@ -289,7 +296,7 @@ class _Cut:
             read = stream - change.view(-1, *stream.shape).to(stream)
             normed: Tensor = read if norm is None else norm.forward(read)
             bias = getattr(module, "bias", None)
-            values = torch.einsum("hbsm,mhd->bshd", normed, by_head(cut(input_major(module)), -2))
+            values = torch.einsum("hbsm,mhd->bshd", normed, by_head(cut(matrix_of(module)), -2))
             if bias is not None:
                 values = values + by_head(cut(bias), -2)
             if shared:

@@ -106,11 +106,11 @@ def _changes(
     streams: dict[int, Tensor] = {}
 
     def held(layer: int) -> Tensor:
-        z: Tensor = clean.z[layer].detach().unflatten(-1, (model.n_heads, model.d_head))
+        z: Tensor = clean.z[layer].detach().unflatten(-1, (model.n_heads, -1))
         rows: Tensor = z.expand(n, *z.shape).clone()
         for row, (where, head) in enumerate(senders):
             if where == layer:
-                rows[row, :, :, head] = corrupt.z[layer].unflatten(-1, (model.n_heads, model.d_head))[:, :, head]
+                rows[row, :, :, head] = corrupt.z[layer].unflatten(-1, (model.n_heads, -1))[:, :, head]
         return rows.flatten(0, 1).flatten(-2)
 
     def hold(layer: int) -> Edit:

@@ -223,6 +223,12 @@ def logit_diffs(
     """Return the logit difference, or another metric, of every row of one pair, float64; row 0 is the clean run."""
     values = measure_rows(metric, torch.cat(logits), tokens.answers[index], tokens.wrong_answers[index])
     found: Float[np.ndarray, " n_row"] = values.cpu().numpy()
+    if not np.isfinite(found).all():
+        raise HeadcodesError(
+            "What a patched model answers must be finite",
+            f"NaN or infinity at prompt {index}",
+            "Load the model with dtype='float32'.",
+        )
     return found
 
 

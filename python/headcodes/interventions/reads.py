@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.runs import Parts, node_bytes_per_token
 from headcodes.models.hooks import edit_input
-from headcodes.models.slots import slot_projection
+from headcodes.models.slots import norm_over_heads, slot_projection
+from headcodes.models.weights import matrix_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -92,15 +93,17 @@ class Reads:
     Use ``recording`` as the ``also`` of ``gradients.run``; for gradients, with gradients on and ``slots``.
 
     Raises:
-        HeadcodesError: a model without a final norm (its residual stream is normed on the way, so that parts do not
-            add up), or of a family whose query, key and value projections are unknown.
+        HeadcodesError: a model whose parts were found not to add up to what its final norm reads; with ``slots`` also
+            one whose queries, keys and values cannot be told apart by head.
     """
 
     def __init__(self, model: Model, slots: bool = True) -> None:
-        if model.final_norm is None:
+        reason = model.facts.edges if slots else model.facts.stream
+        if reason is not None:
             raise HeadcodesError(
-                "this needs a residual stream that parts only add to, and a final norm",
-                f"{model!r}, which has none that is known",
+                "this needs a residual stream that parts only add to, and heads whose queries, keys and values are"
+                " their own",
+                f"{model.name}, where they are not: {reason}",
                 "Use another method, or level='node'.",
             )
         self.model = model
@@ -109,6 +112,7 @@ class Reads:
         self.slots = [{slot: slot_projection(model, layer, slot) for slot in names} for layer in range(model.n_layers)]
         self._slot_in: dict[int, Tensor] = {}
         self._slot_out: dict[tuple[int, nn.Module], Tensor] = {}
+        self._slot_normed: dict[tuple[int, str], Tensor] = {}
         self._layer_calls: dict[int, list[tuple[nn.Module, Tensor, Tensor]]] = {}
         self._attention_out: dict[int, Tensor] = {}
         self._mlp_out: dict[int, Tensor] = {}
@@ -123,12 +127,16 @@ class Reads:
         with ExitStack() as hooks:
             for layer, block in enumerate(model.layers):
                 self._layer_calls[layer] = []
-                attention, mlp = model.attention(layer), model.mlp(layer)
+                attention, mlp, reader = model.attention(layer), model.mlp(layer), model.mlp_reader(layer)
                 for child in block.children():
-                    if child is not attention and child is not mlp and not isinstance(child, nn.Dropout):
+                    if child not in (attention, mlp, reader) and not isinstance(child, nn.Dropout):
                         hooks.callback(child.register_forward_hook(self._note_child(layer)).remove)
                 for module in dict.fromkeys(module for module, _ in self.slots[layer].values()):
                     hooks.callback(module.register_forward_hook(self._note_slot(layer)).remove)
+                for slot in model.facts.norms_over_heads if self.slots[layer] else ():
+                    norm = norm_over_heads(model, layer, slot)
+                    assert norm is not None
+                    hooks.callback(norm.register_forward_hook(self._note_slot_norm(layer, slot)).remove)
                 hooks.callback(
                     model.projections[layer].register_forward_hook(self._note(self._attention_out, layer)).remove
                 )
@@ -141,9 +149,8 @@ class Reads:
 
     def mlp_reader(self, layer: int) -> nn.Module:
         """Return the module whose input is what a layer's MLP reads."""
-        # OPT's blocks hold no MLP module: fc1 reads and fc2 writes.
-        part = getattr(self.model.layers[layer], "fc1", None) or self.model.mlp(layer)
-        assert isinstance(part, nn.Module)
+        part = self.model.mlp_reader(layer)
+        assert part is not None
         return part
 
     def mlp_norm(self, layer: int) -> tuple[nn.Module | None, Tensor]:
@@ -161,6 +168,12 @@ class Reads:
         def note(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             self._slot_in[layer] = args[0]
             self._slot_out[layer, module] = output
+
+        return note
+
+    def _note_slot_norm(self, layer: int, slot: str) -> Any:
+        def note(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
+            self._slot_normed[layer, slot] = output
 
         return note
 
@@ -191,9 +204,9 @@ class Reads:
         if kind == "input":
             return differences.input.float().reshape(1, -1)
         if kind == "mlp":
-            difference = differences.mlp[layer].float()[None]
+            difference = differences.mlp[layer].float()[None] * model.facts.scale("mlp", layer)
             return self._after_norm(kind, layer, difference).flatten(1)
-        z = differences.z[layer].float().unflatten(-1, (model.n_heads, model.d_head))
+        z = model.by_head(layer, differences.z[layer].float()) * model.facts.scale("z", layer)
         heads = torch.einsum("bshd,hdm->hbsm", z, model.W_O[layer].to(z.device).float())
         return self._after_norm(kind, layer, heads).flatten(1)
 
@@ -218,29 +231,45 @@ class Reads:
         """
         model = self.model
         group = model.n_heads // model.n_kv_heads
-        modules = {slot: module for slot, (module, _) in self.slots[layer].items()}
-        outputs = {module: self._slot_out[layer, module] for module in dict.fromkeys(modules.values())}
-        by_head = torch.zeros(3, *z.shape[:2], model.n_heads, model.d_head, dtype=torch.float32, device=z.device)
-        gradient = gradient.unflatten(-1, (model.n_heads, model.d_head))
+        made = {slot: self._slot_out[layer, module] for slot, (module, _) in self.slots[layer].items()}
+        made |= {slot: self._slot_normed[layer, slot] for slot in model.facts.norms_over_heads}
+        outputs = list({id(part): part for part in made.values()}.values())
+        shape = (*z.shape[:2], model.n_heads, model.d_heads[layer])
+        by_head = torch.zeros(3, *shape, dtype=torch.float32, device=z.device)
+        gradient = gradient.reshape(shape)
         for member in range(group):
             part = torch.zeros_like(gradient)
             part[:, :, member::group] = gradient[:, :, member::group]
-            found = torch.autograd.grad(z, list(outputs.values()), part.flatten(2), retain_graph=True)
-            found_by_module = dict(zip(outputs, found, strict=True))
+            found = torch.autograd.grad(z, outputs, part.flatten(2), retain_graph=True)
+            found_by_output = {id(part): gradient for part, gradient in zip(outputs, found, strict=True)}
             for place, slot in enumerate("qkv"):
-                module, cut = self.slots[layer][slot]
-                values = cut(found_by_module[module]).float()
+                values = self.slots[layer][slot][1](found_by_output[id(made[slot])]).float()
                 by_head[place, :, :, member::group] = values[:, :, member::group] if slot == "q" else values
         normed = self._slot_in[layer]
         reads = []
         for place, slot in enumerate("qkv"):
             module, cut = self.slots[layer][slot]
-            weight = cut(input_major(module)).float()  # [d_model, head, d_head]
+            if slot in model.facts.norms_over_heads:
+                mixed = self._before_heads_norm(layer, slot, by_head[place])
+                reads += [self._before_norm(layer, normed, g) for g in mixed]
+                continue
+            weight = cut(matrix_of(module)).float()  # [d_model, head, d_head]
             if slot != "q":
                 weight = weight.repeat_interleave(group, dim=1)
             at_normed = torch.einsum("bshd,mhd->hbsm", by_head[place], weight)
             reads += [self._before_norm(layer, normed, g) for g in at_normed]
         return torch.stack(reads)
+
+    def _before_heads_norm(self, layer: int, slot: str, by_head: Tensor) -> Iterator[Tensor]:
+        """Yield each head's gradient at the normed stream, back through a norm that mixes all heads (OLMo 2 and 3)."""
+        module, cut = self.slots[layer][slot]
+        weight, normed = matrix_of(module).float(), self._slot_normed[layer, slot]
+        for head in range(self.model.n_heads):
+            own = torch.zeros_like(normed)
+            columns = cut(own)
+            columns[:, :, head * columns.shape[2] // self.model.n_heads] = by_head[:, :, head].to(own.dtype)
+            gradient = torch.autograd.grad(normed, self._slot_out[layer, module], own, retain_graph=True)[0]
+            yield gradient.float() @ weight.T
 
     def mlp_reads(self, layer: int, gradient: Tensor) -> Float[Tensor, "1 batch*seq d_model"]:
         """Return the gradient at what a layer's MLP reads, before the norm."""
@@ -256,10 +285,3 @@ class Reads:
         """Return the norm that made ``normed`` in this pass, and what it read; nothing and ``normed`` if none did."""
         made = ((module, given) for module, given, made in self._layer_calls[layer] if made is normed)
         return next(made, (None, normed))
-
-
-def input_major(module: nn.Module) -> Float[Tensor, "n_in n_out"]:
-    """Return a linear layer's weights as [in, out]; GPT-2's layers keep them so, every other the other way."""
-    linear: Any = getattr(module, "original_component", None) or module
-    weight: Tensor = linear.weight
-    return weight if type(linear).__name__ == "Conv1D" else weight.T

@@ -210,7 +210,8 @@ def run(
     def mlp_output(layer: int) -> Edit:
         def keep(x: Tensor) -> Tensor:
             mlp[layer] = edits.mlp[layer](x) if layer in edits.mlp else x
-            return mlp[layer]
+            # Falcon adds the attention's output to this very tensor; what is kept must stay what the MLP put out.
+            return mlp[layer].clone()
 
         return keep
 

@@ -98,7 +98,11 @@ def run(
                     part = plan.part(slice(row, row + n_split)) if splits and n_rows > n_split else plan
                     rows = None
                     if walks:
-                        rows = batch.walk(part)
+                        try:
+                            rows = batch.walk(part)
+                        except RuntimeError:
+                            # BLOOM and MPT give every layer a bias made for the number of rows they were called with.
+                            rows = None
                         if rows is None:
                             if engine == "walk":
                                 raise HeadcodesError(
@@ -220,7 +224,7 @@ def _editing(model: Model, plan: Plan, shape: _Shape) -> Iterator[None]:
 
     def heads(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
         def edit(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            z = unfold(args[0], model.n_heads, model.d_head)
+            z = unfold(args[0], model.n_heads, model.d_heads[layer])
             plan.edit_heads(layer, z)
             return (z.reshape(args[0].shape), *args[1:])
 
@@ -298,7 +302,7 @@ def _answers(
     logits = torch.nn.functional.linear(normed, weight, None if bias is None else bias[chosen].float())
     config: Any = model.module.config
     cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits
+    return torch.tanh(logits / cap) * cap if cap else logits * model.facts.logit_scale
 
 
 def _own_answers(

@@ -99,7 +99,8 @@ def find(
 
 
 def _fits(model: Model) -> bool:
-    if model.n_kv_heads != model.n_heads or model.family.startswith("gemma") or model.final_norm is None:
+    facts = model.facts
+    if model.n_kv_heads != model.n_heads or facts.edges is not None or facts.norms_behind or facts.norms_over_heads:
         return False
     n_parts = model.n_heads + 1
     n_at_most = sum(3 * model.n_heads * (1 + layer * n_parts) for layer in range(model.n_layers))

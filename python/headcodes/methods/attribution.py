@@ -113,7 +113,7 @@ def products(model: Model, tokens: TokenPairs, metric: Metric = "logit-diff") ->
             summed = []
             for ours, theirs, gradient in zip(clean.z, corrupt.z, gradients, strict=True):
                 product = (ours.detach().float() - theirs.float()) * gradient.float()
-                summed.append(product.unflatten(-1, (model.n_heads, model.d_head)).sum((1, 3)))
+                summed.append(product.unflatten(-1, (model.n_heads, -1)).sum((1, 3)))
             found[torch.tensor(batch.rows)] = brought(summed).transpose(0, 1).flatten(1)
             advance(len(batch.rows))
     return found

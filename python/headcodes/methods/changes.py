@@ -97,7 +97,7 @@ class _Seen:
     def _heads(self, layer: int, x: Tensor) -> None:
         model = self.model
         clean_row, corrupt_row, ours, theirs, end = self._places.on(x.device)
-        z = x.float().unflatten(-1, (model.n_heads, model.d_head))
+        z = model.by_head(layer, x.float())
         difference = z[clean_row, ours] - z[corrupt_row, theirs]  # [position, head, d_head]
         weights = model.W_O[layer].to(x.device).float()
         gram = weights @ weights.transpose(-1, -2)

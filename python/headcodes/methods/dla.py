@@ -46,7 +46,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
                 norm, written = reads.norm_behind("z", layer)
                 row, last = at.on(z.device)
                 read = direction if norm is None else FrozenNorm.of(norm, written[row, last]).back(direction)
-                heads = z[row, last].float().unflatten(-1, (model.n_heads, model.d_head))
+                heads = model.by_head(layer, z[row, last].float()) * model.facts.scale("z", layer)
                 weights = model.W_O[layer].to(heads.device).float()
                 said.append(torch.einsum("bhd,hdm,bm->h", heads, weights, read.to(heads.device)))
             total += brought(said)
@@ -76,7 +76,7 @@ def answer_direction(
     assert model.final_norm is not None
     row, last = EachDevice(torch.arange(len(batch.rows)), batch.last).on(final.device)
     norm = FrozenNorm.of(model.final_norm, final[row, last])
-    return norm.back((shares[0] - shares[1]).to(vectors.device) @ vectors)
+    return norm.back((shares[0] - shares[1]).to(vectors.device) @ vectors) * model.facts.logit_scale
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
             gradients = torch.autograd.grad(measure(metric, batch, parts.logits).sum(), parts.z)
             found = []
             for z, gradient in zip(parts.z, gradients, strict=True):
-                gate = (z.detach().float() * gradient.float()).unflatten(-1, (model.n_heads, model.d_head))
+                gate = (z.detach().float() * gradient.float()).unflatten(-1, (model.n_heads, -1))
                 found.append(gate.sum((1, 3)).abs().sum(0))
             total += brought(found)
             advance(len(batch.rows))

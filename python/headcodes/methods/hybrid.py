@@ -58,13 +58,14 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
             found_products, found_z = [], []
             for layer, gradient in enumerate(gradients):
                 ours, theirs = clean.z[layer].detach().float(), corrupt.z[layer].float()
-                product = ((ours - theirs) * gradient.float()).unflatten(-1, (model.n_heads, model.d_head))
+                product = ((ours - theirs) * gradient.float()).unflatten(-1, (model.n_heads, -1))
                 found_products.append(product.sum((1, 3)))
                 # Each prompt's own positions, averaged.
                 (share,) = shares.on(ours.device)
-                found_z.append(torch.stack([torch.einsum("bs,bsx->bx", share, side) for side in (ours, theirs)]))
+                sides = torch.stack([torch.einsum("bs,bsx->bx", share, side) for side in (ours, theirs)])
+                found_z.append(model.by_head(layer, sides))
             products[rows] = brought(found_products).transpose(0, 1).flatten(1)
-            means = brought(found_z).float().unflatten(-1, (model.n_heads, model.d_head))  # [layer, side, batch, ...]
+            means = brought(found_z).float()  # [layer, side, batch, ...]
             for side, offset in enumerate((0, n_pairs)):
                 z[rows + offset] = means[:, side].transpose(0, 1).flatten(1, 2)
             advance(len(batch.rows))

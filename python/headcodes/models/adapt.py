@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from headcodes.errors import HeadcodesError
-from headcodes.models.families import FAMILIES, check_projection, refuse, resolve_path
+from headcodes.models.check import prove
+from headcodes.models.families import find_family, refuse, resolve_path
 from headcodes.models.model import Model
 from headcodes.models.sources import (
     Source,
@@ -19,7 +20,6 @@ from headcodes.models.sources import (
     not_loaded,
 )
 from headcodes.models.untrusted import unasked
-from headcodes.models.weights import weights_of
 
 
 def from_transformers(
@@ -49,7 +49,7 @@ def from_transformers(
         )
     refuse(config)
     text = config.get_text_config()
-    family = FAMILIES.get(config.model_type)
+    family = find_family(module)
     if family is None and projection is None:
         return _through_lens(module, tokenizer, name, owned, known_checksum)
     if projection is not None:
@@ -61,16 +61,12 @@ def from_transformers(
             )
         head, _, tail = projection.partition(".{layer}.")
         layers_path, projection_path, attention = head, tail, tail.rpartition(".")[0]
-        mlp, final_norm = (None, None) if family is None else (family.mlp, family.final_norm)
     else:
         assert family is not None
         layers_path, projection_path, attention = family.layers, family.projection, family.attention
-        mlp, final_norm = family.mlp, family.final_norm
     layers = list(resolve_path(module, layers_path).children())
     projections = [resolve_path(layer, projection_path) for layer in layers]
-    for layer, part in enumerate(projections):
-        check_projection(part, f"{layers_path}.{layer}.{projection_path}")
-    return Model(
+    model = Model(
         name=name,
         family=str(config.model_type),
         module=module,
@@ -78,16 +74,18 @@ def from_transformers(
         layers=layers,
         projections=projections,
         attention=attention,
-        mlp=mlp,
+        mlp=None if family is None else family.mlp,
+        mlp_writes=None if family is None else family.mlp_writes or family.mlp,
         # OPT-350m has none: its path leads to None.
-        final_norm=None if final_norm is None else _maybe(module, final_norm),
+        final_norm=None if family is None else _maybe(module, family.final_norm),
         unembed=module.get_output_embeddings(),
         n_heads=int(text.num_attention_heads),
         n_kv_heads=int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
-        parallel_attn_mlp=bool(getattr(text, "use_parallel_residual", False)),
         revision=revision,
         known_checksum=known_checksum,
     )
+    prove(model, known_checksum)
+    return model
 
 
 def _maybe(module: nn.Module, path: str) -> nn.Module | None:
@@ -117,7 +115,7 @@ def _through_lens(module: Any, tokenizer: Any, name: str, owned: bool, known_che
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HeadcodesError(
-            f"A model must be of a known family ({', '.join(FAMILIES)}) or one that TransformerLens can open",
+            "A model must be of a family in docs/models.md or one that TransformerLens can open",
             f"{module.config.model_type} ({reason})",
             'Name its attention output projection: projection="model.layers.{layer}.self_attn.o_proj".',
         ) from error
@@ -160,11 +158,9 @@ def from_bridge(bridge: Any, tokenizer: Any, name: str, known_checksum: str | No
         raise HeadcodesError(
             "Every block of a TransformerBridge must have attention with an output projection (blocks[i].attn.o)",
             f"{type(bridge.original_model).__name__} ({error})",
-            "Take a model of a family that `headcodes models` lists.",
+            "Take a model of a family in docs/models.md.",
         ) from error
-    for layer, part in enumerate(projections):
-        check_projection(weights_of(part), f"blocks.{layer}.attn.o")
-    return Model(
+    model = Model(
         name=name,
         family="transformer-lens",
         module=bridge,
@@ -173,10 +169,12 @@ def from_bridge(bridge: Any, tokenizer: Any, name: str, known_checksum: str | No
         projections=projections,
         attention="attn",
         mlp=None if bridge.cfg.attn_only else "mlp",
+        mlp_writes=None if bridge.cfg.attn_only else "mlp",
         final_norm=bridge.ln_final,
         unembed=bridge.unembed,
         n_heads=int(bridge.cfg.n_heads),
         n_kv_heads=int(bridge.cfg.n_key_value_heads or bridge.cfg.n_heads),
-        parallel_attn_mlp=bool(bridge.cfg.parallel_attn_mlp),
         known_checksum=known_checksum,
     )
+    prove(model, known_checksum)
+    return model

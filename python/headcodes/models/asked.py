@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from headcodes.errors import HeadcodesError
 from headcodes.models.hooks import as_found
+from headcodes.models.model import Model
 from headcodes.progress import progress
 from headcodes.prompts.chat import render_chat
 from headcodes.prompts.negatives import Corrupt, make_negatives
@@ -21,8 +23,6 @@ from headcodes.prompts.tokens import TokenPairs, continuation_ids, n_shared, tok
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
-
-    from headcodes.models.model import Model
 
 _AT_ONCE = 32
 
@@ -57,6 +57,18 @@ def ask(
     Raises:
         HeadcodesError: a pair that cannot be used, and as ``tokenize``, ``make_negatives`` and ``render_chat``.
     """
+    for value, kind, mend in (
+        (model, Model, "Pass what load_model(...) returns: load_model(model, tokenizer=tokenizer) for one in memory."),
+        (pairs, PromptPairs, "Read a file with read_prompts(path), or build a task."),
+    ):
+        if not isinstance(value, kind):
+            raise HeadcodesError(
+                f"What is asked must be a {kind.__name__}", f"a {type(value).__module__}.{type(value).__name__}", mend
+            )
+    if model.tokenizer is None:
+        raise HeadcodesError(
+            "A model must have a tokenizer to read prompts with", "none", "Pass it: load_model(model, tokenizer=...)."
+        )
     if corrupt is not None:
         pairs = make_negatives(pairs, model.tokenizer, corrupt, seed, skip_bad=skip_bad)
     if chat:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from headcodes.errors import HeadcodesError
@@ -15,9 +14,12 @@ from headcodes.errors import HeadcodesError
 class Family:
     """Paths inside a causal language model of transformers.
 
-    ``layers`` and ``final_norm`` are paths in the model, ``attention``, ``projection`` and ``mlp`` paths in one
-    layer. The projection's input is every head's result side by side, [..., n_heads * d_head]; its output goes to
-    the residual stream (in Gemma 2 and 3 through a norm first: a head's output is what it is before that norm).
+    ``layers`` and ``final_norm`` are paths in the model, the others paths in one layer. The projection's input is
+    every head's result side by side, [..., n_heads * d_head]; its output goes to the residual stream (in Gemma 2 and 3
+    through a norm first: a head's output is what it is before that norm). ``mlp`` reads the stream; ``mlp_writes`` puts
+    out what goes back to it: the same module, or one inside it where that adds the stream itself (BLOOM, MPT).
+
+    That a model has modules at these paths says nothing yet: ``headcodes.models.check`` holds it to the sums.
     """
 
     layers: str
@@ -25,26 +27,41 @@ class Family:
     projection: str
     mlp: str
     final_norm: str
+    mlp_writes: str = ""
 
 
-_LLAMA = Family("model.layers", "self_attn", "self_attn.o_proj", "mlp", "model.norm")
+FAMILIES: tuple[Family, ...] = (
+    # Llama, Mistral, Qwen, Gemma, OLMo, Granite, Cohere, StableLM, SmolLM3, GLM-4, Phi-3, Mixtral, gpt-oss, ...
+    Family("model.layers", "self_attn", "self_attn.o_proj", "mlp", "model.norm"),
+    # The same under a model that also sees pictures: Gemma 3 from 4B up, Gemma 4.
+    Family("model.language_model.layers", "self_attn", "self_attn.o_proj", "mlp", "model.language_model.norm"),
+    Family("model.layers", "self_attn", "self_attn.dense", "mlp", "model.final_layernorm"),  # Phi
+    Family("transformer.h", "attn", "attn.c_proj", "mlp", "transformer.ln_f"),  # GPT-2
+    Family("transformer.h", "attn", "attn.out_proj", "mlp", "transformer.ln_f"),  # GPT-J, CodeGen
+    Family("transformer.h", "attn.attention", "attn.attention.out_proj", "mlp", "transformer.ln_f"),  # GPT-Neo
+    Family("gpt_neox.layers", "attention", "attention.dense", "mlp", "gpt_neox.final_layer_norm"),
+    Family(
+        "model.decoder.layers", "self_attn", "self_attn.out_proj", "fc1", "model.decoder.final_layer_norm", "fc2"
+    ),  # OPT
+    Family(
+        "transformer.h", "self_attention", "self_attention.dense", "mlp", "transformer.ln_f", "mlp.dense_4h_to_h"
+    ),  # BLOOM, Falcon
+    Family("transformer.blocks", "attn", "attn.out_proj", "ffn", "transformer.norm_f", "ffn.down_proj"),  # MPT
+)
 
-# By configuration's model_type. Every row is held to TransformerLens's own account of the family in the tests.
-FAMILIES: dict[str, Family] = {
-    "gpt2": Family("transformer.h", "attn", "attn.c_proj", "mlp", "transformer.ln_f"),
-    "gpt_neox": Family("gpt_neox.layers", "attention", "attention.dense", "mlp", "gpt_neox.final_layer_norm"),
-    "opt": Family("model.decoder.layers", "self_attn", "self_attn.out_proj", "fc2", "model.decoder.final_layer_norm"),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma2": _LLAMA,
-    "gemma3_text": _LLAMA,
-    # Gemma 3 from 4B up: the same language model under one that also sees pictures.
-    "gemma3": Family(
-        "model.language_model.layers", "self_attn", "self_attn.o_proj", "mlp", "model.language_model.norm"
-    ),
-}
+
+def find_family(model: nn.Module) -> Family | None:
+    """Return the first family whose paths lead to modules in the first layer, or None."""
+    for family in FAMILIES:
+        try:
+            first = next(model.get_submodule(family.layers).children())
+            for path in (family.attention, family.projection, family.mlp, family.mlp_writes or family.mlp):
+                first.get_submodule(path)
+        except (AttributeError, StopIteration):
+            continue
+        return family
+    return None
+
 
 _MIXTURE_ATTENTION = {"jetmoe"}
 _LATENT_ATTENTION = {
@@ -79,7 +96,6 @@ _STATE_SPACE = {
     "zamba2",
 }
 _SEQUENTIAL = {"full_attention", "sliding_attention", "chunked_attention"}
-_WEIGHT_DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 
 
 def refuse(config: Any) -> None:
@@ -87,7 +103,7 @@ def refuse(config: Any) -> None:
 
     Raises:
         HeadcodesError: mixture-of-experts attention, multi-head latent attention, state-space or other recurrent
-            layers, encoders, weights stored quantised. Mixtures of experts in the MLP are no hindrance.
+            layers, encoders. Mixtures of experts in the MLP are no hindrance.
     """
     text = config.get_text_config()
     kind = str(text.model_type)
@@ -106,36 +122,8 @@ def refuse(config: Any) -> None:
         raise HeadcodesError(
             "A model's attention must be made of heads with fixed output weights",
             f"the {kind} architecture, which has {reason}",
-            "Take a model of a family that `headcodes models` lists.",
+            "Take a model of a family in docs/models.md.",
         )
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
-        raise HeadcodesError(
-            "A model's weights must be plain floating-point numbers",
-            f"weights quantised by {getattr(method, 'value', method)}",
-            "Load the model's unquantised weights; .gguf files are converted on loading.",
-        )
-
-
-def check_projection(module: nn.Module, path: str) -> None:
-    """Raise unless ``module`` is a plain linear map whose weights can be cut into heads.
-
-    Raises:
-        HeadcodesError: no linear map, an adapter around one, or weights stored in another form than plain floats.
-    """
-    weight: Any = getattr(module, "weight", None)
-    plain = type(module).__name__ in ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear") and isinstance(
-        weight, torch.Tensor
-    )
-    if plain and type(weight) in (nn.Parameter, torch.Tensor) and weight.ndim == 2 and weight.dtype in _WEIGHT_DTYPES:
-        return
-    stored = f" with weights stored as {weight.dtype}" if isinstance(weight, torch.Tensor) else ""
-    raise HeadcodesError(
-        "An output projection must be a plain linear layer with floating-point weights",
-        f"{type(module).__module__}.{type(module).__name__}{stored} at {path}",
-        "Quantised layers are not read: load the plain weights. Adapters must be merged into their layer first.",
-    )
 
 
 def resolve_path(model: nn.Module, path: str) -> nn.Module:

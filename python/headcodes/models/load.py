@@ -42,7 +42,8 @@ def load_model(
     Args:
         source: a short name (``headcodes models``), a name on the hub, a folder written by save_pretrained, a
             ``.gguf`` file (converted once, into the cache), a model of transformers in memory, or a
-            TransformerBridge. What is given in memory is used as it is, and left as it was found.
+            TransformerBridge. What is given in memory is used as it is, adapters included (peft), and left as it was
+            found.
         tokenizer: the tokenizer of a model in memory; for the others, one to take instead of their own.
         revision: of a model on the hub.
         device: "auto" takes a CUDA device where there is one, else the CPU. Models in memory stay where they are.
@@ -69,6 +70,15 @@ def load_model(
             refuse_kind(*{str(part.device) for part in source.parameters()})
         if is_bridge(source):
             return from_bridge(source, tokenizer or source.tokenizer, type(source.original_model).__name__)
+        if hasattr(source, "peft_config") and hasattr(source, "get_base_model"):
+            if source.active_peft_config.is_prompt_learning:
+                raise HeadcodesError(
+                    "An adapter must change a model's layers",
+                    f"{source.active_peft_config.peft_type.value}, which puts tokens before every prompt",
+                    "Take a model adapted by LoRA or its kin, or none.",
+                )
+            # The model itself, with the adapters in its layers.
+            source = source.get_base_model()
         if not isinstance(source, nn.Module):
             raise HeadcodesError(
                 "A model must be a name, a path, a model of transformers or a TransformerBridge",

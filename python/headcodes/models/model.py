@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
-from headcodes.models.families import FAMILIES, resolve_path
-from headcodes.models.weights import is_bridge, is_conv1d, weights_of, weights_present
+from headcodes.models.facts import Facts
+from headcodes.models.families import resolve_path
+from headcodes.models.weights import is_bridge, matrix_of, weights_of, widths
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -28,9 +29,12 @@ class Model:
         name: what it was loaded by. revision: the hub's revision, or None. family: its configuration's model_type, or
             "transformer-lens".
         module: the model of transformers, or the TransformerBridge. tokenizer: its tokenizer, or None.
-        n_layers, n_heads (query heads), n_kv_heads, d_head, d_model, d_vocab: sizes.
+        n_layers, n_heads (query heads), n_kv_heads, d_model, d_vocab: sizes. d_heads: the width of a head's result in
+            each layer; d_head: the largest of them (they differ in Gemma 4 only).
         layers: its decoder blocks. projections: each layer's attention output projection, which maps
             [..., n_heads * d_head] to [..., d_model]. final_norm, unembed: the parts behind the last block.
+        attention_path: of a layer's attention in the layer.
+        facts: what the model was found to do when it was opened (``headcodes.models.check``).
         parallel_attn_mlp: whether attention and MLP of a layer read the same input.
     """
 
@@ -45,11 +49,11 @@ class Model:
         projections: list[nn.Module],
         attention: str,
         mlp: str | None,
+        mlp_writes: str | None,
         final_norm: nn.Module | None,
         unembed: nn.Module,
         n_heads: int,
         n_kv_heads: int,
-        parallel_attn_mlp: bool = False,
         revision: str | None = None,
         known_checksum: str | None = None,
     ) -> None:
@@ -65,20 +69,35 @@ class Model:
         self.n_layers = len(layers)
         self.n_heads = n_heads
         self.n_kv_heads = n_kv_heads
-        self.parallel_attn_mlp = parallel_attn_mlp
-        self._attention = attention
+        self.facts = Facts()
+        self.attention_path = attention
         self._mlp = mlp
+        self._mlp_writes = mlp_writes
         self._checksum = known_checksum
-        first = weights_of(projections[0])
-        n_in, self.d_model = first.weight.shape if is_conv1d(first) else first.weight.shape[::-1]
-        if n_in % n_heads:
+        sizes = [widths(part) for part in projections]
+        unknown = next((layer for layer, size in enumerate(sizes) if size is None), None)
+        if unknown is not None:
+            raise HeadcodesError(
+                "An output projection must be a linear layer",
+                f"{type(projections[unknown]).__name__} in layer {unknown}",
+                "Check projection= and the model's class.",
+            )
+        known = [size for size in sizes if size is not None]
+        self.d_model = known[0][1]
+        self.d_heads = [n_in // n_heads for n_in, _ in known]
+        if any(n_in % n_heads for n_in, _ in known):
             raise HeadcodesError(
                 "The projection's input must hold the heads side by side",
-                f"a width of {n_in} for {n_heads} heads",
+                f"a width of {next(n_in for n_in, _ in known if n_in % n_heads)} for {n_heads} heads",
                 "Check projection= and the model's configuration.",
             )
-        self.d_head = n_in // n_heads
+        self.d_head = max(self.d_heads)
         self.d_vocab = int(weights_of(unembed).weight.shape[0])
+
+    @property
+    def parallel_attn_mlp(self) -> bool:
+        """Whether attention and MLP of a layer read the same input."""
+        return self.facts.parallel
 
     def __repr__(self) -> str:
         sizes = f"{self.n_layers} layers x {self.n_heads} heads x {self.d_head}, d_model={self.d_model}"
@@ -86,9 +105,12 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
-        weight: Tensor = weights_of(self.projections[0]).weight
-        return weight.dtype
+        """The dtype the model computes in: its weights', or where they are quantised its unembedding's."""
+        for part in (self.projections[0], self.unembed):
+            weight: Tensor = weights_of(part).weight
+            if weight.is_floating_point() and weight.element_size() > 1:
+                return weight.dtype
+        return torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -113,17 +135,23 @@ class Model:
         """Every head's output weights, in the weights' dtype, on ``device``.
 
         The weights of layer l's projection, cut by query head: ``z[l, h] @ W_O[l, h]``, summed over h, plus the
-        projection's bias, is the projection's output. Grouped-query attention shares keys and values, not these.
+        projection's bias, is the projection's output, adapters included. Grouped-query attention shares keys and
+        values, not these. Rows that a layer's narrower heads lack are zero.
         """
         # A plain tensor wherever it is first asked for: one made in inference mode could never meet autograd.
         with torch.inference_mode(False), torch.no_grad():
-            weights = torch.empty(
-                self.n_layers, self.n_heads * self.d_head, self.d_model, dtype=self.dtype, device=self.device
+            weights = torch.zeros(
+                self.n_layers, self.n_heads, self.d_head, self.d_model, dtype=self.dtype, device=self.device
             )
             for layer, module in enumerate(self.projections):
-                with weights_present(weights_of(module)) as linear:
-                    weights[layer] = linear.weight if is_conv1d(linear) else linear.weight.T
-        return weights.view(self.n_layers, self.n_heads, self.d_head, self.d_model)
+                d_head = self.d_heads[layer]
+                weights[layer, :, :d_head] = matrix_of(module).view(self.n_heads, d_head, self.d_model)
+        return weights
+
+    def by_head(self, layer: int, z: Float[Tensor, "*where column"]) -> Float[Tensor, "*where head d_head"]:
+        """Cut a projection's input into heads, filled up with zeros to ``d_head`` where a layer's are narrower."""
+        heads = z.unflatten(-1, (self.n_heads, self.d_heads[layer]))
+        return torch.nn.functional.pad(heads, (0, self.d_head - self.d_heads[layer]))
 
     @cached_property
     def checksum(self) -> str:
@@ -139,6 +167,12 @@ class Model:
         digest.update(
             json.dumps(config.to_dict() if hasattr(config, "to_dict") else {}, sort_keys=True, default=str).encode()
         )
+        # How much an adapter counts is written in no weight.
+        for name, part in self.module.named_modules():
+            if isinstance(getattr(part, "scaling", None), dict):
+                state = [name, part.scaling, getattr(part, "active_adapters", None), getattr(part, "merged", None)]
+                state.append(getattr(part, "disable_adapters", None))
+                digest.update(json.dumps(state, default=str).encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
@@ -148,11 +182,11 @@ class Model:
     def longest_shared(self) -> int:
         """Longest prompt that may share a row with others behind a mask of its own; 0 where no row may be shared.
 
-        Known for the families of the table, whose attention takes a mask per query; a window that slides over the row
-        would not know which tokens belong together, so prompts must fit into it.
+        Where it was found to give what each gives alone; a window that slides over the row would not know which tokens
+        belong together, so prompts must fit into it.
         """
         config: Any = getattr(self.module, "config", None)
-        if self.family not in FAMILIES or is_bridge(self.module):
+        if not self.facts.shares_rows or is_bridge(self.module):
             return 0
         if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
             return 0
@@ -160,10 +194,19 @@ class Model:
 
     def attention(self, layer: int) -> nn.Module:
         """Return a layer's attention module. Its query, key and value projections may be fused (GPT-2, GPT-NeoX)."""
-        return resolve_path(self.layers[layer], self._attention)
+        return resolve_path(self.layers[layer], self.attention_path)
 
     def mlp(self, layer: int) -> nn.Module | None:
-        """Return the module whose output is a layer's MLP output (before any norm that follows), or None."""
+        """Return the module whose output is a layer's MLP output (before any norm that follows).
+
+        None where there is none, and where it is not what the MLP adds to the stream (``facts.stream``).
+        """
+        if self._mlp_writes is None or self.facts.stream is not None:
+            return None
+        return resolve_path(self.layers[layer], self._mlp_writes)
+
+    def mlp_reader(self, layer: int) -> nn.Module | None:
+        """Return the module whose input is what a layer's MLP reads, or None."""
         return None if self._mlp is None else resolve_path(self.layers[layer], self._mlp)
 
     def trace(
@@ -189,8 +232,9 @@ class Model:
                 computed in fp32 from the last hidden state, so that bf16 models do not round differences away.
             inputs: more keyword arguments for the model, such as position_ids.
         """
-        if "position_ids" not in inputs:
-            self.check_length(tokens.shape[1])
+        places = inputs.get("position_ids")
+        longest = tokens.shape[1] if places is None else int(places.max()) + 1
+        self.check_length(longest)
         tokens = tokens.to(self.device)
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask.to(self.device)
@@ -215,31 +259,49 @@ class Model:
         logits: Tensor = (output if bridge else output.logits)[:, 0]
         if vocab is not None and logits.shape[1] != len(vocab):
             logits = logits[:, vocab.to(logits.device)]
+        # A masked token's logit may be minus infinity among all of them; among those asked for none may be.
+        if bool((logits.isnan() if vocab is None else ~logits.isfinite()).any()):
+            raise self.not_finite(tokens, inputs)
         return logits.float()
 
-    @cached_property
-    def n_positions(self) -> int | None:
-        """How many positions the model has a learned vector for; None where positions are turned or reckoned."""
-        inner: Any = getattr(self.module, "original_model", self.module)
-        config = getattr(inner, "config", None)
-        limit = getattr(config.get_text_config(), "max_position_embeddings", None) if config is not None else None
-        words = inner.get_input_embeddings() if isinstance(limit, int) else None
-        tables = (part for part in inner.modules() if isinstance(part, nn.Embedding) and part is not words)
-        # OPT's table has two rows more than it has positions.
-        return limit if limit and any(part.num_embeddings in (limit, limit + 2) for part in tables) else None
-
-    def check_length(self, n_tokens: int) -> None:
+    def check_length(self, n_tokens: int, which: str = "one") -> None:
         """Refuse a prompt longer than the model's table of positions.
 
         Raises:
             HeadcodesError: it is.
         """
-        if self.n_positions is not None and n_tokens > self.n_positions:
+        if self.facts.positions is not None and n_tokens > self.facts.positions:
             raise HeadcodesError(
-                f"a prompt must have at most {self.n_positions} tokens, as {self.name} has learned positions",
-                f"one of {n_tokens} tokens",
+                f"a prompt must have at most {self.facts.positions} tokens, for which {self.name} has positions",
+                f"{which} of {n_tokens} tokens",
                 "Shorten it, or leave it out.",
             )
+
+    def not_finite(self, tokens: Tensor, inputs: dict[str, Any]) -> HeadcodesError:
+        """Say from which layer on numbers are not finite on ``tokens``, and what to do."""
+        bad: list[int] = []
+
+        def note(layer: int) -> Any:
+            def look(_module: nn.Module, _args: Any, output: Any) -> None:
+                if not bool((output[0] if isinstance(output, tuple) else output).isfinite().all()):
+                    bad.append(layer)
+
+            return look
+
+        with ExitStack() as hooks:
+            for layer, block in enumerate(self.layers):
+                hooks.callback(block.register_forward_hook(note(layer)).remove)
+            if is_bridge(self.module):
+                self.module(tokens, return_type="logits", **inputs)
+            else:
+                self.module(input_ids=tokens, **inputs)
+        weights = any(not bool(part.isfinite().all()) for part in self.module.parameters() if part.is_floating_point())
+        return HeadcodesError(
+            "A model's numbers must be finite",
+            f"NaN or infinity {f'from layer {min(bad)} on' if bad else 'in the logits'} in {self.name}, which computes"
+            f" in {str(self.dtype).removeprefix('torch.')}",
+            "Its weights hold such numbers themselves: get them anew." if weights else "Load it with dtype='float32'.",
+        )
 
 
 @contextmanager

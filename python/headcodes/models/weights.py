@@ -1,23 +1,28 @@
-"""The layers that hold weights, whatever wraps them."""
+"""The layers that hold weights, whatever wraps them, and the linear maps that they compute."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from headcodes.errors import HeadcodesError
+from headcodes.models.hooks import as_found
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+# Rounding of a product in the module's dtype; weights stored in eight bits or fewer round their inputs too.
+_PLAIN_ROUNDING, _QUANTISED_ROUNDING = 16, 0.05
 
 
 def weights_of(module: nn.Module) -> Any:
     """Return the layer of weights itself: TransformerBridge wraps it."""
     return getattr(module, "original_component", None) or module
-
-
-def is_conv1d(module: nn.Module) -> bool:
-    """GPT-2's layer keeps its weights as [in, out], every other as [out, in]."""
-    return type(module).__name__ == "Conv1D"
 
 
 def is_bridge(module: object) -> bool:
@@ -36,3 +41,117 @@ def weights_present(module: nn.Module) -> Iterator[Any]:
 
     with align_module_device(module):
         yield module
+
+
+def widths(module: nn.Module) -> tuple[int, int] | None:
+    """Return how many numbers a linear layer reads and how many it puts out, or None where it does not say."""
+    linear = weights_of(module)
+    weight = getattr(linear, "weight", None)
+    if hasattr(linear, "in_features") and hasattr(linear, "out_features"):
+        return int(linear.in_features), int(linear.out_features)
+    if isinstance(weight, Tensor) and weight.ndim == 2:
+        n_in, n_out = weight.shape if _is_conv1d(linear) else weight.shape[::-1]
+        return int(n_in), int(n_out)
+    return None
+
+
+def matrix_of(module: nn.Module) -> Float[Tensor, "n_in n_out"]:
+    """Return the matrix W of a module that computes x -> x W + b, whatever kind it is.
+
+    The weights themselves where torch's Linear or GPT-2's Conv1D holds them. Any other module (an adapter, quantised
+    weights, a subclass) is asked for its answer to every unit vector: an adapter's W holds what the adapter adds.
+
+    Raises:
+        HeadcodesError: see ``check_affine``.
+    """
+    linear = weights_of(module)
+    # A plain tensor wherever it is first asked for: one made in inference mode could never meet autograd.
+    with torch.inference_mode(False), torch.no_grad():
+        if _is_plain(linear):
+            with weights_present(linear):
+                # Offloaded weights leave again with this block.
+                weight: Tensor = linear.weight.clone() if hasattr(linear, "_hf_hook") else linear.weight
+                return weight if _is_conv1d(linear) else weight.T
+        check_affine(module, type(module).__name__)
+        dtype, device = _runs_in(linear)
+        n_in = _read(linear, type(module).__name__)[0]
+        with as_found(linear):
+            rows = [
+                _ask(linear, torch.eye(n_in, dtype=dtype, device=device)[start : start + 512])
+                for start in range(0, n_in, 512)
+            ]
+            return torch.cat(rows) - _ask(linear, torch.zeros(1, n_in, dtype=dtype, device=device))
+
+
+def check_affine(module: nn.Module, path: str) -> None:
+    """Raise unless a module computes x W + b for some matrix W.
+
+    Raises:
+        HeadcodesError: it takes no tensor, or its answer to a sum is not the sum of its answers.
+    """
+    linear = weights_of(module)
+    if _is_plain(linear):
+        return
+    n_in, _ = _read(linear, path)
+    dtype, device = _runs_in(linear)
+    generator = torch.Generator().manual_seed(0)
+    pair = torch.randn(2, n_in, generator=generator)
+    given = torch.cat([pair, pair.sum(0, keepdim=True), torch.zeros(1, n_in)]).to(device, dtype)
+    try:
+        with torch.inference_mode(False), torch.no_grad(), as_found(linear):
+            first, second, both, none = _ask(linear, given).float()
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError, IndexError) as error:
+        raise _not_affine(linear, path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    size = torch.stack([first, second, both]).abs().max()
+    quantised = any(not part.is_floating_point() for part in [*linear.parameters(), *linear.buffers()])
+    bound = _QUANTISED_ROUNDING if quantised else _PLAIN_ROUNDING * torch.finfo(dtype).eps
+    off = float((first + second - none - both).abs().max() / size.clamp_min(1e-30))
+    if not off <= bound:
+        raise _not_affine(linear, path, f"its answer to a sum is off the sum of its answers by {off:.2g} of it")
+
+
+def _not_affine(linear: nn.Module, path: str, reason: str) -> HeadcodesError:
+    adapter = hasattr(linear, "base_layer")
+    return HeadcodesError(
+        "An output projection must compute a linear map of its input",
+        f"{type(linear).__module__}.{type(linear).__name__} at {path} ({reason})",
+        "Call merge_and_unload() on the adapted model." if adapter else "Load the model's plain weights.",
+    )
+
+
+def _read(linear: Any, path: str) -> tuple[int, int]:
+    found = widths(linear)
+    if found is None:
+        raise _not_affine(linear, path, "it does not say how many numbers it reads and puts out")
+    return found
+
+
+def _is_conv1d(linear: nn.Module) -> bool:
+    """GPT-2's layer keeps its weights as [in, out], every other as [out, in]."""
+    return type(linear).__name__ == "Conv1D"
+
+
+def _is_plain(linear: Any) -> bool:
+    """Whether ``weight`` is all there is to a module: a floating-point tensor that Linear or Conv1D multiplies by."""
+    weight: Any = getattr(linear, "weight", None)
+    if type(weight) not in (nn.Parameter, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        return False
+    if weight.element_size() < 2 or ("forward" in vars(linear) and getattr(linear, "_hf_hook", None) is None):
+        return False
+    conv1d = _is_conv1d(linear) and type(linear).__module__ == "transformers.pytorch_utils"
+    return conv1d or type(linear).forward is nn.Linear.forward
+
+
+def _runs_in(linear: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """Return the dtype and the device of a module's floating-point tensors of two bytes or more."""
+    tensors = [*linear.parameters(), *linear.buffers()]
+    floats = [part.dtype for part in tensors if part.is_floating_point() and part.element_size() > 1]
+    compute = getattr(linear, "compute_dtype", None)
+    device = next((part.device for part in tensors), torch.device("cpu"))
+    return compute or (floats[0] if floats else torch.float32), device
+
+
+def _ask(linear: Any, x: Tensor) -> Tensor:
+    # Not by a call: that would also run the hooks of whoever listens.
+    found: Tensor = linear.forward(x)
+    return found

@@ -138,13 +138,13 @@ def test_prompts_longer_than_the_table_of_positions_are_refused(tiny_model: Any,
     from headcodes.activations.capture import capture
 
     model = tiny_model(family)
-    assert model.n_positions == 128
+    assert model.facts.positions == 128
     capture(model, [[3] * 128])
     with pytest.raises(HeadcodesError, match="128 tokens"):
         capture(model, [[3, 4], [3] * 129])
     with pytest.raises(HeadcodesError, match="128 tokens"):
         model.trace(torch.full((1, 129), 3))
-    assert tiny_model("llama").n_positions is None
+    assert tiny_model("llama").facts.positions is None
 
 
 def test_devices_without_numbers_are_refused() -> None:

@@ -1,0 +1,311 @@
+"""A model proves itself when it is opened: one short batch of its own shows what its parts do, whatever their names.
+
+Every row of the batch holds the same tokens, and every layer is given the first row's residual stream in all of them.
+Row 0 is left alone; in the others one thing is disturbed within each layer: the heads' results, the MLP's output, the
+queries, keys or values of one head. What then changes, and whether it adds up, is what the model is found to do. Two
+more passes hold a head's results on a prompt alone to those in a batch, filled up, and in a shared row.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from headcodes.errors import HeadcodesError
+from headcodes.files import atomic_write, cache_dir, checksum
+from headcodes.models.disturbed import CLEAN, HEADS, LENGTH, SLOT, Record, run, scored_tokens, tokens
+from headcodes.models.facts import Facts, facts_from_json
+from headcodes.models.hooks import as_found, capture_inputs
+from headcodes.models.model import Model
+from headcodes.models.slots import LAYOUTS, slot_projection
+from headcodes.models.weights import check_affine, is_bridge, weights_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+_VERSION = 1
+# Roundings of a sum of three terms, and how far two ways of computing the same attention may differ.
+_ROUNDINGS = 8
+_SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+def prove(model: Model, known_checksum: str | None = None) -> None:
+    """Find out what the model does and set its ``facts``.
+
+    Args:
+        known_checksum: under which the verdict is kept, and found again without running anything.
+
+    Raises:
+        HeadcodesError: an output projection that is no linear map; attention that looks ahead; numbers that are not
+            finite in this dtype; a model that does not run on token ids alone.
+    """
+    path = None
+    if known_checksum is not None:
+        about = [_VERSION, known_checksum, str(model.dtype), model.device.type, model.family, torch.__version__]
+        about += [_config(model, "_attn_implementation"), metadata.version("transformers"), model.attention_path]
+        path = cache_dir() / "checks" / f"{checksum(json.dumps(about).encode())[:24]}.json"
+        try:
+            model.facts = facts_from_json(json.loads(path.read_text()))
+            model.n_kv_heads = model.facts.n_kv_heads
+            return
+        except (OSError, ValueError, TypeError):
+            pass
+    for layer, part in enumerate(model.projections):
+        check_affine(part, f"layer {layer}")
+    with as_found(model.module), torch.inference_mode():
+        model.facts = _found(model)
+    if path is not None:
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(asdict(model.facts)))
+
+
+def _found(model: Model) -> Facts:
+    ids = tokens(model)
+    config_positions = _config(model, "max_position_embeddings") or _config(model, "n_positions")
+    trained = int(config_positions) if isinstance(config_positions, int) else None
+    model.facts = Facts(positions=_table(model, trained), trained=trained)
+    record = _record(model, ids)
+    facts = replace(
+        model.facts,
+        n_kv_heads=model.n_kv_heads,
+        logit_scale=_logit_scale(model, record),
+        layout=record.layout,
+        norms_over_heads=record.norms,
+    )
+    facts = replace(facts, slots=record.slots or _slot_fault(model, record))
+    facts = replace(facts, **_stream(model, record), **_parallel(record))
+    shares, error = _batches(model, ids, record)
+    return replace(facts, shares_rows=shares, batch_error=error)
+
+
+def _record(model: Model, ids: Int[Tensor, " seq"]) -> Record:
+    """Run the disturbed batch; where one module makes queries, keys and values, try each way they may lie in it."""
+    reason = None
+    for layout in LAYOUTS:
+        model.facts = replace(model.facts, layout=layout)
+        try:
+            for layer in range(model.n_layers):
+                for name in "qkv":
+                    slot_projection(model, layer, name)
+        except HeadcodesError:
+            reason = reason or "its query, key and value projections are not known"
+            continue
+        record = run(model, ids, slots=True)
+        record.layout = layout
+        if len(record.n_kv) > 1:
+            record.slots = "its layers have different numbers of keys and values"
+        model.n_kv_heads = next(iter(record.n_kv))
+        if record.slots is None:
+            record.slots = _slot_fault(model, record)
+        if layout == "separate" or record.slots is None:
+            return record
+        reason = "where queries, keys and values lie in their common module is not known"
+    record = run(model, ids, slots=False)
+    record.slots = reason
+    return record
+
+
+def _stream(model: Model, record: Record) -> dict[str, Any]:
+    """Find out whether the parts add up to what the final norm reads, and by what each is multiplied."""
+    eps = torch.finfo(model.dtype).eps
+    scales: dict[str, list[float]] = {"z": [], "mlp": []}
+    largest, reason, norms = 0.0, None, False
+    for layer in range(model.n_layers):
+        entered, left = record.entered[layer].double(), record.left[layer].double()
+        parts = {}
+        for kind in ("z", "mlp"):
+            written = record.written.get((kind, layer))
+            if written is not None:
+                passed = record.passed[kind, layer]
+                behind = next((made for given, made in record.calls[layer] if given is passed), written)
+                norms = norms or behind is not written
+                parts[kind] = behind.double().reshape(left.shape)
+        found = torch.ones(len(parts), dtype=torch.float64, device=left.device)
+        columns = torch.stack([part.flatten() for part in parts.values()], 1)
+        change = (left - entered).flatten()
+        rounding = _ROUNDINGS * eps * (left.abs() + entered.abs()).flatten()
+        if bool(((change - columns.sum(1)).abs() > rounding + _ROUNDINGS * eps * columns.abs().sum(1)).any()):
+            found = torch.linalg.lstsq(columns.cpu(), change.cpu()[:, None], driver="gelsd").solution[:, 0]
+            found = found.to(left.device)
+        rest = (change - columns @ found).abs()
+        if bool((rest > rounding + _ROUNDINGS * eps * (columns * found).abs().sum(1)).any()):
+            reason = reason or f"embedding, heads and MLPs do not add up to what leaves layer {layer}"
+        largest = max(largest, float(rest.max() / left.abs().max().clamp_min(1e-30)))
+        for kind, value in zip(parts, found.tolist(), strict=True):
+            scales[kind].append(value)
+    if model.final_norm is None:
+        reason = "there is no final norm behind the last layer"
+    elif record.gap is not None:
+        reason = reason or f"layer {record.gap} does not read what layer {record.gap - 1} puts out"
+    elif record.final is None or not torch.equal(record.final, record.left[model.n_layers - 1]):
+        reason = reason or "the final norm does not read what the last layer puts out"
+    kept = {kind: tuple(values) if any(value != 1 for value in values) else () for kind, values in scales.items()}
+    return {
+        "stream": reason,
+        "sum_error": largest,
+        "norms_behind": norms,
+        "attention_scale": kept["z"],
+        "mlp_scale": kept["mlp"],
+    }
+
+
+def _parallel(record: Record) -> dict[str, Any]:
+    """Find out whether a layer's MLP notices a change of what its heads write."""
+    noticed = []
+    for layer, read in record.mlp_in.items():
+        written = record.written["z", layer]
+        if not torch.equal(written[HEADS], written[CLEAN]):
+            noticed.append(not torch.equal(read[HEADS], read[CLEAN]))
+    return {"parallel": bool(noticed) and not any(noticed)}
+
+
+def _slot_fault(model: Model, record: Record) -> str | None:
+    """Say what is wrong where a change of one head's query, key or value is not a change of that head (its group)."""
+    visible = 1e-5 if model.dtype in (torch.float32, torch.float64) else 4 * torch.finfo(model.dtype).eps
+    for (name, layer), shift in record.slot_shift.items():
+        z = record.z[layer].float()
+        heads = (z[SLOT[name]] - z[CLEAN]).unflatten(-1, (model.n_heads, -1))
+        moved = heads.abs().amax(-1)  # [seq, head]
+        size = float(z[CLEAN].abs().max())
+        chosen = model.n_heads // 2
+        n_kv = model.n_heads if name == "q" else model.n_kv_heads
+        group = model.n_heads // n_kv
+        mine = torch.zeros(model.n_heads, dtype=torch.bool, device=z.device)
+        start = chosen if name == "q" else chosen * n_kv // model.n_heads * group
+        mine[start : start + (1 if name == "q" else group)] = True
+        if float(moved[:, ~mine].max() if (~mine).any() else 0) > visible * size:
+            return f"a change of one head's {name} in layer {layer} changes other heads"
+        if record.layout != "separate":
+            # In one module, queries, keys and values could be mistaken for each other: a query counts at its own
+            # position alone; the first token sees itself only, whatever its key, and passes its value on as it is.
+            first = heads[0, mine] - shift.float()
+            wrong = {
+                "q": float(moved[[0, 2]].max()) > visible * size,
+                "k": float(moved[0].max()) > visible * size,
+                "v": float(first.abs().max()) > 10 * visible * float(shift.abs().max()),
+            }[name]
+            if wrong:
+                return f"what should be {name} in layer {layer} does not act as such"
+    return None
+
+
+def _batches(model: Model, ids: Int[Tensor, " seq"], record: Record) -> tuple[bool, float]:
+    """Hold two prompts alone to the same in a batch, filled up, and (if attention takes such a mask) in one row."""
+    n, common = LENGTH - 1, LENGTH - 3
+    first, second = ids[:n], torch.cat([ids[:common], ids[common:n].flip(0)])
+    alone = [_results(model, prompt[None]) for prompt in (first, second)]
+    filled = _results(model, torch.stack([torch.cat([p, p[-1:], p[-1:]]) for p in (first, second)]))
+    tolerance = _SAME.get(model.dtype, 0.1)
+    worst = 0.0
+    for layer, (one, two, both) in enumerate(zip(*alone, filled, strict=True)):
+        size = float(one.float().norm()) or 1.0
+        off = float((torch.cat([one, two]) - both[:, :n]).float().norm()) / size
+        # Which experts an MLP takes can hang on a rounding: in coarse dtypes only the first layer is decisive.
+        if off > tolerance and (layer == 0 or model.dtype in (torch.float32, torch.float64)):
+            raise HeadcodesError(
+                "A model must read from left to right, each prompt by itself",
+                f"heads of layer {layer} whose results change by {off:.2g} with the tokens behind or beside a prompt",
+                "Take a causal language model.",
+            )
+        worst = max(worst, off)
+    if is_bridge(model.module) or _config(model, "_attn_implementation") not in ("sdpa", "eager"):
+        return False, worst
+    path = torch.tensor([*range(common), *range(n, 2 * n - common)])
+    seen = torch.eye(2 * n - common, dtype=torch.bool)
+    for places in (torch.arange(n), path):
+        seen[places[:, None], places[None]] = torch.ones(n, n, dtype=torch.bool).tril()
+    mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, -torch.inf)[None, None]
+    positions = torch.cat([torch.arange(n), torch.arange(common, n)])[None]
+    try:
+        shared = _results(
+            model,
+            torch.cat([first, second[common:]])[None],
+            attention_mask=mask.to(model.device),
+            position_ids=positions.to(model.device),
+        )
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False, worst
+    for one, two, both in zip(*alone, shared, strict=True):
+        size = float(one.float().norm()) or 1.0
+        off = float((torch.cat([one, two]) - torch.stack([both[0, :n], both[0, path]])).float().norm()) / size
+        if not off <= tolerance:
+            return False, worst
+        worst = max(worst, off)
+    return True, worst
+
+
+def _results(model: Model, ids: Int[Tensor, "batch seq"], **inputs: Any) -> list[Float[Tensor, "batch seq column"]]:
+    kept: dict[int, Tensor] = {}
+    with capture_inputs(model.projections, lambda layer, x: kept.__setitem__(layer, x.cpu())):
+        model.trace(ids, **inputs)
+    return [kept[layer] for layer in range(model.n_layers)]
+
+
+def _logit_scale(model: Model, record: Record) -> float:
+    """Find out by what the model multiplies its unembedding's result (Cohere, Granite)."""
+    unembed = weights_of(model.unembed)
+    if model.final_norm is None or record.final is None or unembed.weight.is_meta:
+        return 1.0
+    chosen = scored_tokens(model).to(unembed.weight.device)
+    hidden = model.final_norm(record.final[:, -1].to(unembed.weight.device)).float()
+    if hidden.shape[-1] != unembed.weight.shape[-1]:
+        return 1.0
+    bias = getattr(unembed, "bias", None)
+    plain = nn.functional.linear(
+        hidden, unembed.weight[chosen].float(), None if bias is None else bias[chosen].float()
+    ).flatten()
+    scaled = record.logits.to(plain.device).flatten()
+    scale = float(plain @ scaled / (plain @ plain).clamp_min(1e-30))
+    fits = scale != 0 and float((scaled - scale * plain).norm()) <= 1e-5 * float(scaled.norm())
+    return scale if fits and abs(scale - 1) > 1e-3 else 1.0
+
+
+def _config(model: Model, name: str) -> Any:
+    config: Any = getattr(model.module, "config", None)
+    if name.startswith("_"):
+        return getattr(config, name, None)
+    return getattr(config.get_text_config(), name, None) if hasattr(config, "get_text_config") else None
+
+
+def _table(model: Model, trained: int | None) -> int | None:
+    """Return how many positions there are in a table of the model's, learned or computed beforehand, or None."""
+    if trained is None:
+        return None
+    known = {id(weights_of(model.unembed).weight)}
+    body: Any = model.module
+    for part in body.modules():
+        if isinstance(part, nn.Embedding) and id(part.weight) not in known:
+            # OPT's table begins with two rows that no prompt uses.
+            offset = int(getattr(part, "offset", 0))
+            if part.num_embeddings - offset == trained and part.num_embeddings != model.d_vocab:
+                return trained
+        if any(buffer.ndim == 2 and buffer.shape[0] == trained for buffer in part.buffers(recurse=False)):
+            return trained
+    return None
+
+
+def verdict(model: Model) -> dict[str, str]:
+    """Return what the model was found to do, a line for each check of it."""
+    facts = model.facts
+    widths = sorted(set(model.d_heads))
+    order = "parallel" if facts.parallel else "one after the other" if model.mlp_reader(0) is not None else "no MLP"
+    scales = {round(value, 4) for value in (*facts.attention_scale, *facts.mlp_scale)} - {1.0}
+    sums = f"exact (to {facts.sum_error:.0e} of the stream)"
+    if scales and facts.stream is None:
+        sums += f", parts multiplied by {', '.join(map(str, sorted(scales)))}"
+    keys = f"{model.n_kv_heads} with keys of their own"
+    rows = "alone = batched = padded"
+    return {
+        "projection": "a linear map in every layer",
+        "sum of parts": facts.stream or sums + (", norms behind parts" if facts.norms_behind else ""),
+        "attention and MLP": order,
+        "heads": f"{model.n_layers} x {model.n_heads}, {' and '.join(map(str, widths))} wide, {keys}",
+        "finite": str(model.dtype).removeprefix("torch."),
+        "batches": f"{rows}{' = shared row' if facts.shares_rows else '; rows are not shared'}",
+        "edges": "yes" if facts.edges is None else f"no: {facts.edges}",
+    }
