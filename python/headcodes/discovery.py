@@ -188,6 +188,7 @@ def explain(
         parallel_attn_mlp=inputs.model.parallel_attn_mlp,
         pairs=inputs.tokens.pairs,
         bos_added=inputs.tokens.bos,
+        first_ids=tuple(inputs.tokens.clean[0]),
         backend=resolve_backend(inputs.backend, inputs.model.device),
         task_check=task_check,
         findings=findings,

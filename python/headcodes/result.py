@@ -46,7 +46,8 @@ class Result(Settings):
 
     Attributes:
         pairs: the prompts, as they were given.
-        bos_added: whether a BOS token was put in front.
+        bos_added: whether a BOS token, or whatever else the tokenizer begins every text with, was put in front.
+        first_ids: the first clean prompt's token ids, as the model was given them.
         seed: of everything that was drawn; where there are several, of what was not drawn by the method.
         task_check: whether the model does the task at all.
         timings_s: seconds for import, load, capture, train, encode, overlap, and in total; and of whatever else ran.
@@ -82,6 +83,7 @@ class Result(Settings):
     unverified: str | None = None
     by_seed: SeedScores | None = None
     metric: str | None = None
+    first_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         # Bounds are those of what can be asked for: a model of the caller's own may have another dtype.
@@ -194,6 +196,7 @@ class Result(Settings):
             "method_used": self.method_used,
             **({} if self.findings.fallback is None else {"fallback": self.findings.fallback}),
             "bos_added": self.bos_added,
+            "first_ids": list(self.first_ids),
             **({} if self.pairs.reading is None else {"reading": self.pairs.reading.as_dict()}),
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,

@@ -108,8 +108,9 @@ def tokenize(
     Args:
         pairs: at least one pair. Repeated pairs are fine, and so are unequal lengths within a pair.
         tokenizer: a transformers tokenizer.
-        bos: ``auto`` puts a BOS token in front exactly where ``tokenizer.encode(text)`` does; ``yes`` and
-            ``no`` say so. A prompt that already begins with the BOS token never gets a second one.
+        bos: ``auto`` puts in front what ``tokenizer.encode(text)`` puts there: a BOS token, GLM's ``[gMASK]<sop>``, or
+            nothing; ``yes`` and ``no`` say whether there is a BOS token. A prompt that already begins so never gets it
+            twice.
         skip_bad: leave pairs out that cannot be used; the result's ``pairs.reading`` lists them.
         needs_wrong: whether a pair must have wrong answers.
 
@@ -122,8 +123,8 @@ def tokenize(
     """
     if not len(pairs):
         raise HeadcodesError("there must be at least one prompt pair", "none", "Give some prompts.")
-    with_bos = _puts_bos(tokenizer, bos)
-    reader = _Reader(tokenizer, with_bos, needs_wrong)
+    front = _front(tokenizer, bos)
+    reader = _Reader(tokenizer, front, needs_wrong)
     found, faults = [], []
     for index, pair in enumerate(pairs):
         where = pair.where or f"prompt {index}"
@@ -140,7 +141,7 @@ def tokenize(
         note = f"right answers of {n_long:,} rows have several tokens: the first that tells right from wrong is scored"
         pairs = PromptPairs(pairs.pairs, pairs.task, pairs.negative, pairs.reading.also(note))
     columns = [list(column) for column in zip(*(ids for _, ids in found), strict=True)]
-    return TokenPairs(columns[0], columns[1], columns[2], columns[3], with_bos, pairs)
+    return TokenPairs(columns[0], columns[1], columns[2], columns[3], bool(front), pairs)
 
 
 @dataclass
@@ -148,7 +149,7 @@ class _Reader:
     """One tokenizer's way of reading pairs; answers are looked up once."""
 
     tokenizer: Tokenizer
-    with_bos: bool
+    front: list[int]
     needs_wrong: bool
 
     def __post_init__(self) -> None:
@@ -198,10 +199,7 @@ class _Reader:
                 "Use a task that this model knows the words of.",
                 "with unknown words",
             )
-        if self.with_bos and ids[0] != self.tokenizer.bos_token_id:
-            assert self.tokenizer.bos_token_id is not None
-            ids = [self.tokenizer.bos_token_id, *ids]
-        return ids
+        return ids if ids[: len(self.front)] == self.front else [*self.front, *ids]
 
     def answer_ids(self, answer: str | int) -> list[int]:
         """Return the ids of an answer that was read before."""
@@ -275,18 +273,21 @@ def _scored(right: _Answers, wrong: _Answers, where: str) -> tuple[list[int], li
     return shared, first, others
 
 
-def _puts_bos(tokenizer: Tokenizer, bos: str) -> bool:
+def _front(tokenizer: Tokenizer, bos: str) -> list[int]:
+    """Return the ids that stand in front of every prompt."""
     if bos not in ("auto", "yes", "no"):
         raise HeadcodesError("bos must be 'auto', 'yes' or 'no'", repr(bos), "Choose one of them.")
     if bos == "no":
-        return False
-    if tokenizer.bos_token_id is None:
-        if bos == "yes":
+        return []
+    if bos == "yes":
+        if tokenizer.bos_token_id is None:
             raise HeadcodesError(
                 "bos='yes' needs a tokenizer with a BOS token", "one without", "Use bos='auto' or bos='no'."
             )
-        return False
-    return bos == "yes" or tokenizer.encode("a")[:1] == [tokenizer.bos_token_id]
+        return [tokenizer.bos_token_id]
+    whole, text = list(tokenizer.encode("a")), list(tokenizer.encode("a", add_special_tokens=False))
+    starts = [i for i in range(len(whole)) if whole[i : i + len(text)] == text]
+    return whole[: starts[-1]] if starts and text else []
 
 
 def _shown(text: str, width: int = 60) -> str:

@@ -194,3 +194,19 @@ def test_answers_continue_the_prompt_where_a_tokenizer_puts_spaces_in_front():
         assert tokenizer.encode("the cat" + answer, add_special_tokens=False) == prompt + continuation_ids(
             tokenizer, answer
         )
+
+
+def test_what_else_a_tokenizer_begins_every_text_with_is_put_in_front_too():
+    """GLM's [gMASK]<sop>, as tokenizer(text) has it."""
+    from tokenizers import processors
+
+    tokenizer = word_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[gMASK]", "<sop>"]})
+    ids = tokenizer.convert_tokens_to_ids(["[gMASK]", "<sop>"])
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[gMASK] <sop> $A", special_tokens=[("[gMASK]", ids[0]), ("<sop>", ids[1])]
+    )
+    tokens = tokenize(pairs(pair()), tokenizer)
+    assert tokens.clean[0] == tokenizer(pair().clean)["input_ids"]
+    assert tokens.clean[0][:2] == ids
+    assert tokenize(pairs(pair()), tokenizer, "no").clean[0] == tokens.clean[0][2:]
