@@ -95,6 +95,7 @@ def check_request(
     verify: Verify = None,
     seeds: Sequence[int] | None = None,
     metric: str | None = None,
+    positions: Any = "mean",
 ) -> None:
     """Refuse what cannot be done before any work: a typing error should not cost a forward pass.
 
@@ -110,6 +111,12 @@ def check_request(
             "a metric can be chosen for methods that work with one",
             f"metric= with {method!r}",
             f"Use one of: {others}.",
+        )
+    if positions != "mean" and method in methods.EVERYWHERE:
+        raise HeadcodesError(
+            "positions can be chosen for methods that look at some",
+            f"{positions if isinstance(positions, str) else 'a list'} with {method!r}",
+            f"All but {', '.join(methods.EVERYWHERE)} do.",
         )
     if fdr is not None and not 0 < fdr <= 1:
         raise HeadcodesError("fdr lies in (0, 1]", str(fdr), "0.05 is usual.")

@@ -226,12 +226,21 @@ class Result(Settings):
         return document | {
             "circuit": self.circuit(top).as_lists(),
             **({} if self.metric is None else {"metric": self.metric}),
+            **self._by_position(),
             "task_check": self.task_check.as_dict(),
             "dead_share": self.findings.dead_share,
             "timings_s": {stage: round(seconds, 4) for stage, seconds in self.timings_s.items()},
             "backend": self.backend,
             "versions": self.versions,
         }
+
+    def _by_position(self) -> dict[str, Any]:
+        if self.findings.by_position is None:
+            return {}
+        from headcodes.interventions.runs import POSITION_GROUPS
+
+        found = self.findings.by_position.reshape(-1, len(POSITION_GROUPS)).T
+        return {f"scores_{name}": scores.tolist() for name, scores in zip(POSITION_GROUPS, found, strict=True)}
 
     def save(self, folder: Path | str, top: int = 20, model: Model | None = None) -> None:
         """Write circuit.json, result.json, prompts.json, scores.safetensors, sae/ and page.html into ``folder``.

@@ -64,7 +64,8 @@ def test_a_real_scan_reads_well(
     if at == "#run-6":
         assert "smollm2-135m · ioi · default" in page.locator("h1:visible").inner_text()
         menu = page.locator('select[data-role="quantity"] option').all_inner_texts()
-        assert menu == ["score", "mention score", "causal effect"]
+        where = ["score: changed", "score: between", "score: last"]
+        assert menu == ["score", "mention score", *where, "causal effect"]
         titles = page.locator("#view-run h2").all_inner_texts()
         assert titles[:5] == ["Heads", "Circuit", "Codes", "Attention", "Against a truth"]
     for plot in page.locator(".plot:visible").all():

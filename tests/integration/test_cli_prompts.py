@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,31 @@ def test_wrong_requests_are_one_line(run: Run, folder: Path, table: Path, argume
     assert (status, out) == (2, "")
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_positions_by_name(run: Run, folder: Path, table: Path, tmp_path: Path) -> None:
+    path = tmp_path / "marked.csv"
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.reader(file))[:4]
+    for row in rows[1:]:
+        row[:2] = [re.sub(r"(\w+)$", r"[end]\1[/end]", text) for text in row[:2]]
+    plain = tmp_path / "plain.csv"
+    for name, unmark in ((path, ""), (plain, r"\[/?end\]")):
+        with name.open("w", newline="") as file:
+            csv.writer(file).writerows([[re.sub(unmark, "", text) if unmark else text for text in row] for row in rows])
+    arguments = ["discover", "--model", folder, "--json", "--method", "eap"]
+    found = {}
+    for positions in ("mean", "end", "-1", "changed"):
+        file = path if positions == "end" else plain
+        status, out, err = run(*arguments, "--prompts", file, "--positions", positions)
+        assert status == 0, err
+        found[positions] = json.loads(out)
+        assert found[positions]["positions"] == positions
+    assert "span [end] is marked" in run(*arguments, "--prompts", path, "--positions", "end")[2]
+    assert "look like marks of a span: [end]" in run(*arguments, "--prompts", path)[2]
+    assert found["end"]["head_scores"] == pytest.approx(found["-1"]["head_scores"])
+    assert found["end"]["head_scores"] != pytest.approx(found["mean"]["head_scores"])
+    assert len(found["mean"]["scores_last"]) == len(found["mean"]["head_scores"])
+    status, _, err = run("discover", "--model", folder, "--positions", "end")
+    assert status == 2
+    assert "span that --prompts marks" in err

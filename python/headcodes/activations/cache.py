@@ -298,7 +298,17 @@ def _tokens_to_json(tokens: TokenPairs) -> dict[str, Any]:
 def _tokens_from_json(kept: Mapping[str, Any]) -> TokenPairs:
     texts = kept["texts"]
     pairs = tuple(
-        PromptPair(pair["clean"], pair["corrupt"], tuple(pair["answers"]), tuple(pair["wrong_answers"]), pair["where"])
+        PromptPair(
+            pair["clean"],
+            pair["corrupt"],
+            tuple(pair["answers"]),
+            tuple(pair["wrong_answers"]),
+            pair["where"],
+            *(
+                tuple((name, start, end) for name, start, end in pair[side])
+                for side in ("clean_spans", "corrupt_spans")
+            ),
+        )
         for pair in texts["pairs"]
     )
     read = texts["reading"]

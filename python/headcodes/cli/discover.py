@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -53,7 +54,7 @@ def discover(
     level: options.Level = "node",
     n_prompts: options.NPrompts = Settings.n_prompts,
     n_train: options.NTrain = Settings.n_train,
-    positions: options.Positions = "mean",
+    positions: options.AnyPositions = "mean",
     top: Annotated[int, typer.Option(min=1, help="Heads, and pairs, in the circuit.")] = 20,
     fdr: Annotated[
         float | None,
@@ -91,6 +92,7 @@ def discover(
     from headcodes.models.devices import choose_device, choose_dtype, torch_threads
     from headcodes.models.load import load_model
     from headcodes.models.sources import resolve
+    from headcodes.prompts.positions import find_positions, span_of
     from headcodes.store.folders import check_run_folder
 
     if task is not None and prompts is not None:
@@ -99,10 +101,10 @@ def discover(
         raise HeadcodesError("--negative belongs to a task", "it together with --prompts", "Leave one out.")
     of_method = parse_seeds(seeds) if seeds is not None else None
     heads = parse_verify(verify)
-    discovery.check_request(method, fdr, heads, of_method, metric)
+    discovery.check_request(method, fdr, heads, of_method, metric, positions)
     if chat and bos == "auto":
         bos = "no"  # the template puts it
-    wanted = Asked(prompts, columns, skip_bad, leading_space, corrupt, chat, system)
+    wanted = Asked(prompts, columns, skip_bad, leading_space, corrupt, chat, system, positions)
     pairs = wanted.read()
     chosen = tasks.get(task or "ioi")
     if out is not None:
@@ -112,7 +114,6 @@ def discover(
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
         asked = wanted.key({"task": chosen.id, "negative": negative, "n": n_prompts, "seed": seed})
-        settings = Settings(bos=bos, positions=positions, n_train=n_train)
         request = None
         if asked is not None:
             follows: dict[str, Any] = {"bos": bos, "positions": positions, "projection": projection}
@@ -125,18 +126,26 @@ def discover(
 
         recalled = activation_cache.recall(request, where, load) if cache and request is not None else None
         if recalled is not None:
+            # Only spans need the tokenizer, for which the model must be opened.
+            places = find_positions(
+                recalled.tokens, positions, recalled.model.tokenizer if span_of(positions) else None
+            )
+            settings = Settings(bos=bos, positions=places, n_train=n_train)
             inputs = Inputs(recalled.model, recalled.tokens, settings, cache=True, gradient=gradient, metric=metric)
         else:
             loaded = load()
             if pairs is None:
                 pairs = chosen.build(loaded.tokenizer, n=n_prompts, seed=seed, negative=negative)
             tokens = wanted.ask(loaded, pairs, bos, seed)
+            places = find_positions(tokens, positions, loaded.tokenizer)
+            settings = Settings(bos=bos, positions=places, n_train=n_train)
             inputs = Inputs(loaded, tokens, settings, cache=cache, gradient=gradient, request=request, metric=metric)
         state(inputs.tokens.pairs)
         if whole_answers:
             inputs.whole_answers = whole_answer_differences(inputs.model, inputs.tokens)
         load_s = time.perf_counter() - imported
         result = discovery.explain(inputs, method, level=level, seed=seed, seeds=of_method, fdr=fdr, verify=heads)
+    result = replace(result, positions=cast(Any, positions))  # by name
     result = result.with_timings(
         **{"import": imported - STARTED, "load": load_s, "total": time.perf_counter() - STARTED}
     )

@@ -12,6 +12,12 @@ Level = Annotated[Literal["node", "edge"], typer.Option(help="Score heads, or pa
 NPrompts = Annotated[int, typer.Option(min=1, max=MOST_PROMPTS, help="Pairs to build from a task.")]
 NTrain = Annotated[int, typer.Option(min=1, max=MOST_PROMPTS, help="Prompts to train the autoencoder on.")]
 Positions = Annotated[Literal["mean", "last"], typer.Option(help="Which positions of a prompt count.")]
+AnyPositions = Annotated[
+    str,
+    typer.Option(
+        help="mean, last, changed, after-change, an index (-1), or a span marked [name]...[/name] in --prompts."
+    ),
+]
 Bos = Annotated[Literal["auto", "yes", "no"], typer.Option(help="auto: as the tokenizer does by itself.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
 Projection = Annotated[str | None, typer.Option(help="Output projection of an unknown family: path.{layer}.o_proj")]

@@ -46,6 +46,7 @@ class Asked:
     corrupt: Literal["swap", "shuffle", "other"] | None = None
     chat: bool = False
     system: str | None = None
+    positions: str = "mean"
 
     def __post_init__(self) -> None:
         if self.prompts is None and (self.columns or self.skip_bad or self.corrupt or self.leading_space != "auto"):
@@ -53,6 +54,14 @@ class Asked:
                 "--columns, --skip-bad, --corrupt and --leading-space belong to --prompts",
                 "one of them without it",
                 "Give --prompts, or leave them out.",
+            )
+        from headcodes.prompts.positions import NAMED, span_of
+
+        if self.prompts is None and span_of(self.positions):
+            raise HeadcodesError(
+                f"positions must be {', '.join(NAMED)}, an index, or a span that --prompts marks",
+                repr(self.positions),
+                "Choose one of them.",
             )
         if self.system is not None and not self.chat:
             raise HeadcodesError("--system belongs to --chat", "it alone", "Give --chat too.")
@@ -63,12 +72,15 @@ class Asked:
 
         if self.prompts is None:
             return None
+        from headcodes.prompts.positions import span_of
+
         return read_pairs(
             self.prompts,
             columns=parse_columns(self.columns) if self.columns else None,
             skip_bad=self.skip_bad,
             leading_space=self.leading_space,
             made_negatives=self.corrupt is not None,
+            spans=[span] if (span := span_of(self.positions)) else (),
         )
 
     def key(self, task: dict[str, Any]) -> dict[str, Any] | None:

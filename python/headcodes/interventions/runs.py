@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -108,6 +108,40 @@ def _batch(tokens: TokenPairs, rows: list[int], vocab: list[int], column: Mappin
         right=marked(tokens.answers),
         wrong=marked(tokens.wrong_answers),
     )
+
+
+def chosen_positions(
+    batch: Batch, positions: Literal["mean", "last", "given"] | Sequence[Sequence[int]]
+) -> Float[Tensor, "batch seq 1"] | None:
+    """Return 1 at the positions of each row's clean prompt that count, else 0; None where all do.
+
+    Args:
+        positions: as ``Settings.positions``: lists are a prompt's, clean prompts first.
+    """
+    if positions == "mean":
+        return None
+    mask = torch.zeros(*batch.clean.shape, 1)
+    for row, pair in enumerate(batch.rows):
+        places = [int(batch.last[row])] if isinstance(positions, str) else list(positions[pair])
+        mask[row, places] = 1
+    return mask
+
+
+# Where in a prompt a head speaks: a token in which the two prompts differ, one between the first of these and the
+# last, the last. Before the first change the two prompts are one.
+POSITION_GROUPS = ("changed", "between", "last")
+
+
+def position_groups(
+    batch: Batch, positions: Literal["mean", "last", "given"] | Sequence[Sequence[int]] = "mean"
+) -> Float[Tensor, "batch seq 3"]:
+    """Return which of ``POSITION_GROUPS`` each position is in, 0 or 1, of those that count (``chosen_positions``)."""
+    at = torch.arange(batch.clean.shape[1])[None]
+    last, inside = at == batch.last[:, None], at <= batch.last[:, None]
+    changed = (batch.clean != batch.corrupt) & inside & ~last
+    groups = torch.stack([changed, inside & ~changed & ~last, last], -1).float()
+    chosen = chosen_positions(batch, positions)
+    return groups if chosen is None else groups * chosen
 
 
 def node_bytes_per_token(model: Model) -> int:

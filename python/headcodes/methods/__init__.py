@@ -180,6 +180,10 @@ METHODS: dict[str, Method] = {
 }
 
 
+# Methods whose scores are about whole prompts: no choice of positions changes them.
+EVERYWHERE = ("dla", "random", "acdc", "sp", "patching")
+
+
 def get(name: str) -> Method:
     """Return the method called ``name``.
 

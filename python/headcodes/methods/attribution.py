@@ -14,12 +14,20 @@ import torch
 
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
-from headcodes.interventions.runs import batches, graph_bytes, node_bytes_per_token, ready, run
+from headcodes.interventions.runs import (
+    POSITION_GROUPS,
+    batches,
+    graph_bytes,
+    node_bytes_per_token,
+    position_groups,
+    ready,
+    run,
+)
 from headcodes.methods import code_sets
 from headcodes.methods.findings import Findings
-from headcodes.models.devices import brought, free_bytes
+from headcodes.models.devices import EachDevice, brought, free_bytes
 from headcodes.progress import progress
-from headcodes.settings import Metric
+from headcodes.settings import Metric, Positions
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -61,9 +69,11 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
     found = code_sets.find_many("contrast", inputs, level, seeds)
     with found[0].timed("attribute"):
         proposing = tokens.subset(range(inputs.n_proposing))
-        products = _products(inputs, proposing)
+        by_position = _products(inputs, proposing)
+        products = by_position.sum(-1)
     for findings in found:
         findings.set_signed(products.mean(0))
+        findings.by_position = by_position.mean(0).numpy().reshape(*findings.head_scores.shape, -1)
         findings.set_heads(robust(products))
     return found
 
@@ -75,20 +85,23 @@ def robust(products: Float[Tensor, "n_pairs n"]) -> Float[Tensor, " n"]:
     return clipped.mean(0).abs() + clipped.abs().mean(0)
 
 
-def _products(inputs: Inputs, tokens: TokenPairs) -> Float[Tensor, "n_pairs n_component"]:
+def _products(inputs: Inputs, tokens: TokenPairs) -> Float[Tensor, "n_pairs n_component n_group"]:
     """Return ``products``, or what an earlier run kept of them: then no model need be opened."""
     metric = inputs.metric or "logit-diff"
-    if not inputs.cache:
-        return products(inputs.model, tokens, metric)
+    positions = inputs.settings.positions
+    if not inputs.cache or positions != "mean":
+        return products(inputs.model, tokens, metric, positions)
     from headcodes.activations.cache import kept
 
     what = "products" if metric == "logit-diff" else f"products {metric}"
     return kept(inputs.model, tokens, what, lambda: {"products": products(inputs.model, tokens, metric)})["products"]
 
 
-def products(model: Model, tokens: TokenPairs, metric: Metric = "logit-diff") -> Float[Tensor, "n_pairs n_component"]:
+def products(
+    model: Model, tokens: TokenPairs, metric: Metric = "logit-diff", positions: Positions = "mean"
+) -> Float[Tensor, "n_pairs n_component n_group"]:
     """Return (z_clean - z_corrupt) . dL/dz of every pair and head, float64, from one backward pass, L being a metric
-    (``interventions.metric``) at the clean run.
+    (``interventions.metric``) at the clean run; apart by ``runs.POSITION_GROUPS``, which add up to the whole.
 
     Raises:
         GradientError: see ``find_many``.
@@ -103,17 +116,19 @@ def products(model: Model, tokens: TokenPairs, metric: Metric = "logit-diff") ->
         raise GradientError.because(
             f"one pair's backward pass takes about {needed >> 20} MiB, and {free >> 20} MiB are free"
         )
-    found = torch.zeros(len(tokens), model.n_components, dtype=torch.float64)
+    found = torch.zeros(len(tokens), model.n_components, len(POSITION_GROUPS), dtype=torch.float64)
     with ready(model), progress("attributing", total=len(tokens)) as advance:
         for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
             clean = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
             gradients = torch.autograd.grad(measure(metric, batch, clean.logits).sum(), clean.z)
+            groups = EachDevice(position_groups(batch, positions))
             summed = []
             for ours, theirs, gradient in zip(clean.z, corrupt.z, gradients, strict=True):
                 product = (ours.detach().float() - theirs.float()) * gradient.float()
-                summed.append(product.unflatten(-1, (model.n_heads, -1)).sum((1, 3)))
-            found[torch.tensor(batch.rows)] = brought(summed).transpose(0, 1).flatten(1)
+                by_head = product.unflatten(-1, (model.n_heads, -1)).sum(3)
+                summed.append(torch.einsum("bsh,bsg->bhg", by_head, *groups.on(by_head.device)))
+            found[torch.tensor(batch.rows)] = brought(summed).transpose(0, 1).flatten(1, 2)
             advance(len(batch.rows))
     return found

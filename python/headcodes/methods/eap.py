@@ -30,17 +30,21 @@ from headcodes.interventions.metric import measure, refuse_flat, whole_vocabular
 from headcodes.interventions.reads import Reads, edge_bytes_per_token, edge_names
 from headcodes.interventions.runs import (
     NO_EDITS,
+    POSITION_GROUPS,
     Batch,
     Edits,
     Parts,
     batches,
+    chosen_positions,
     graph_bytes,
     node_bytes_per_token,
+    position_groups,
     ready,
     require_equal_lengths,
     run,
 )
 from headcodes.methods.findings import Findings
+from headcodes.models.devices import EachDevice
 from headcodes.progress import progress
 from headcodes.settings import Metric
 
@@ -82,11 +86,14 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
         for batch in batches(tokens, per_token, graph_bytes(model.device)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
+            totals.groups = EachDevice(position_groups(batch, inputs.settings.positions))
+            at = chosen_positions(batch, inputs.settings.positions)
             for each in passes(model, batch, corrupt, steps, metric):
-                each.run(totals)
+                each.run(totals, at)
             advance(len(batch.rows))
     n_pairs = len(tokens)
     findings.set_signed(totals.heads / n_pairs)
+    findings.by_position = (totals.by_position / n_pairs).numpy()
     findings.other_nodes = {node: total / n_pairs for node, total in totals.others.items()}
     if totals.edges is not None:
         sources, destinations = edge_names(model)
@@ -110,6 +117,8 @@ class _Totals:
 
     def __init__(self, model: Model, edges: bool) -> None:
         self.heads = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
+        self.by_position = torch.zeros(*self.heads.shape, len(POSITION_GROUPS), dtype=torch.float64)
+        self.groups: EachDevice | None = None  # of the batch at hand
         self.others: dict[str, float] = {}
         self.edges: Tensor | None = None
         # Where each number goes that still lies on a device, and the numbers, weighed.
@@ -121,8 +130,11 @@ class _Totals:
     def add_node(self, kind: Kind, layer: int, difference: Tensor, gradient: Tensor, weight: float) -> None:
         product = difference.float() * gradient.float()
         if kind == "z":
-            by_head = product.unflatten(-1, (self.heads.shape[1], -1)).sum((0, 1, 3))
-            self._waiting.append((lambda found: self.heads[layer].add_(found, alpha=weight), by_head))
+            by_head = product.unflatten(-1, (self.heads.shape[1], -1)).sum(3)
+            self._waiting.append((lambda found: self.heads[layer].add_(found, alpha=weight), by_head.sum((0, 1))))
+            assert self.groups is not None
+            apart = torch.einsum("bsh,bsg->hg", by_head, *self.groups.on(by_head.device))
+            self._waiting.append((lambda found: self.by_position[layer].add_(found, alpha=weight), apart))
             return
         node = "input" if kind == "input" else f"m{layer}"
 
@@ -170,12 +182,12 @@ class _Pass:
     only: tuple[Kind, int] | None = None
     metric: Metric = "logit-diff"
 
-    def run(self, totals: _Totals) -> None:
+    def run(self, totals: _Totals, at: Tensor | None = None) -> None:
         reads = None if totals.edges is None else Reads(self.model)
         also = None if reads is None else reads.recording()
         whole = whole_vocabulary(self.metric)
         parts = run(self.model, self.batch.clean, self.batch, edits=self.edits, also=also, whole_vocabulary=whole)
-        differences = _differences(self.clean or parts, self.corrupt)
+        differences = _differences(self.clean or parts, self.corrupt, at)
         tensors: dict[tuple[str, int], Tensor] = {key: parts.get(*key) for key in self._scored(parts)}
         if reads is not None:
             tensors |= {("z", layer): z for layer, z in enumerate(parts.z)}
@@ -233,11 +245,17 @@ class _Pass:
         add(slice(0, rows.n_source), rows.column(rows.n_layers), gradients["logits", 0].float()[None])
 
 
-def _differences(clean: Parts, corrupt: Parts) -> Parts:
+def _differences(clean: Parts, corrupt: Parts, at: Tensor | None) -> Parts:
+    """Return what every part says less on the corrupted prompt, at the positions that count."""
+
+    def less(ours: Tensor, theirs: Tensor) -> Tensor:
+        found = ours.detach() - theirs
+        return found if at is None else found * at.to(found)
+
     return Parts(
-        clean.input.detach() - corrupt.input,
-        [a.detach() - b for a, b in zip(clean.z, corrupt.z, strict=True)],
-        [a.detach() - b for a, b in zip(clean.mlp, corrupt.mlp, strict=True)],
+        less(clean.input, corrupt.input),
+        [less(a, b) for a, b in zip(clean.z, corrupt.z, strict=True)],
+        [less(a, b) for a, b in zip(clean.mlp, corrupt.mlp, strict=True)],
         clean.logits,
     )
 

@@ -27,6 +27,8 @@ class Findings:
     Attributes:
         head_scores: float64 [n_layers, n_heads], larger is more likely in the circuit.
         signed: the same with a sign, where the method has one: what the metric loses without the head.
+        by_position: the parts of ``signed`` that come from each of ``interventions.runs.POSITION_GROUPS``, where the
+            method tells them apart; they add up to it (before it is made robust).
         other_nodes: scores, signed like ``signed``, of ``input`` and ``m{layer}``, where the method has them.
         edges: every edge's score, where the method has them; edge level only.
         pair_scores: float64 [n_component, n_component], symmetric, zero diagonal; edge level only.
@@ -45,6 +47,7 @@ class Findings:
 
     head_scores: Float[np.ndarray, "n_layers n_heads"]
     signed: Float[np.ndarray, "n_layers n_heads"] | None = None
+    by_position: Float[np.ndarray, "n_layers n_heads n_group"] | None = None
     other_nodes: dict[str, float] = field(default_factory=dict)
     edges: Edges | None = None
     pair_scores: Float[np.ndarray, "n_component n_component"] | None = None

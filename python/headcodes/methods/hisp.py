@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
-from headcodes.interventions.runs import batches, graph_bytes, node_bytes_per_token, ready, run
+from headcodes.interventions.runs import batches, chosen_positions, graph_bytes, node_bytes_per_token, ready, run
 from headcodes.methods.findings import Findings
 from headcodes.models.devices import brought
 from headcodes.progress import progress
@@ -32,9 +32,12 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
         for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
             parts = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
             gradients = torch.autograd.grad(measure(metric, batch, parts.logits).sum(), parts.z)
+            at = chosen_positions(batch, inputs.settings.positions)
             found = []
             for z, gradient in zip(parts.z, gradients, strict=True):
                 gate = (z.detach().float() * gradient.float()).unflatten(-1, (model.n_heads, -1))
+                if at is not None:
+                    gate = gate * at[..., None].to(gate)
                 found.append(gate.sum((1, 3)).abs().sum(0))
             total += brought(found)
             advance(len(batch.rows))

@@ -12,7 +12,16 @@ from headcodes.activations.capture import HeadActivations
 from headcodes.codes.recipes import Recipe, make_codes
 from headcodes.codes.sae import TrainConfig
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
-from headcodes.interventions.runs import batches, graph_bytes, node_bytes_per_token, ready, require_equal_lengths, run
+from headcodes.interventions.runs import (
+    POSITION_GROUPS,
+    batches,
+    graph_bytes,
+    node_bytes_per_token,
+    position_groups,
+    ready,
+    require_equal_lengths,
+    run,
+)
 from headcodes.methods.findings import Findings
 from headcodes.models.devices import EachDevice, brought
 from headcodes.progress import progress
@@ -44,7 +53,7 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
     refuse_flat(metric, name)
     found = [Findings.of(model) for _ in seeds]
     n_pairs, shape = len(tokens), (model.n_components, model.d_head)
-    products = torch.zeros(n_pairs, model.n_components, dtype=torch.float64)
+    by_position = torch.zeros(n_pairs, model.n_components, len(POSITION_GROUPS), dtype=torch.float64)
     z = torch.zeros(2 * n_pairs, *shape)
     with found[0].timed("attribute"), ready(model), progress("attributing", total=n_pairs) as advance:
         for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
@@ -55,20 +64,22 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
             rows = torch.tensor(batch.rows)
             inside = (torch.arange(batch.clean.shape[1]) <= batch.last[:, None]).float()
             shares = EachDevice(inside / inside.sum(1, keepdim=True))
+            groups = EachDevice(position_groups(batch, inputs.settings.positions))
             found_products, found_z = [], []
             for layer, gradient in enumerate(gradients):
                 ours, theirs = clean.z[layer].detach().float(), corrupt.z[layer].float()
                 product = ((ours - theirs) * gradient.float()).unflatten(-1, (model.n_heads, -1))
-                found_products.append(product.sum((1, 3)))
+                found_products.append(torch.einsum("bsh,bsg->bhg", product.sum(3), *groups.on(product.device)))
                 # Each prompt's own positions, averaged.
                 (share,) = shares.on(ours.device)
                 sides = torch.stack([torch.einsum("bs,bsx->bx", share, side) for side in (ours, theirs)])
                 found_z.append(model.by_head(layer, sides))
-            products[rows] = brought(found_products).transpose(0, 1).flatten(1)
+            by_position[rows] = brought(found_products).transpose(0, 1).flatten(1, 2)
             means = brought(found_z).float()  # [layer, side, batch, ...]
             for side, offset in enumerate((0, n_pairs)):
                 z[rows + offset] = means[:, side].transpose(0, 1).flatten(1, 2)
             advance(len(batch.rows))
+    products = by_position.sum(-1)
     activations = HeadActivations(
         z.to(model.device), model.W_O.flatten(0, 1), model.n_layers, model.n_heads, positions="mean"
     )
@@ -78,6 +89,7 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
         assert findings.codes is not None
         findings.judged = np.ones(2 * n_pairs, dtype=bool)
         findings.set_signed(products.mean(0))
+        findings.by_position = by_position.mean(0).numpy().reshape(*findings.head_scores.shape, -1)
         flips = findings.codes[:n_pairs] != findings.codes[n_pairs:]
         weighed = products * torch.from_numpy((1 + flips) / 2)
         findings.set_heads(weighed.mean(0).abs() + weighed.abs().mean(0))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from headcodes.errors import HeadcodesError
-from headcodes.prompts.pairs import PromptPairs
+from headcodes.prompts.pairs import PromptPair, PromptPairs, Spans
 from headcodes.prompts.rows import Reading
 
 _SHOWN = 400
@@ -61,9 +60,16 @@ def render_chat(pairs: PromptPairs, tokenizer: Any, system: str | None = None) -
         if clean[-1:].isspace():
             right, wrong = (tuple(a.lstrip() if isinstance(a, str) else a for a in side) for side in (right, wrong))
             n_stripped += (right, wrong) != (pair.answers, pair.wrong_answers)
-        made.append(replace(pair, clean=clean, corrupt=corrupt, answers=right, wrong_answers=wrong))
+        ours = _moved(pair.clean_spans, clean.index(pair.clean.strip()), pair.clean)
+        theirs = _moved(pair.corrupt_spans, corrupt.index(pair.corrupt.strip()), pair.corrupt)
+        made.append(PromptPair(clean, corrupt, right, wrong, pair.where, ours, theirs))
     notes = [f"chat template; the first prompt as the model sees it: {made[0].clean[:_SHOWN]!r}"]
     if n_stripped:
         notes.append(f"the space before the answers of {n_stripped:,} rows was taken away: they begin a message")
     reading = (pairs.reading or Reading("prompts", len(pairs))).also(*notes)
     return PromptPairs(tuple(made), pairs.task, pairs.negative, reading)
+
+
+def _moved(spans: Spans, start: int, text: str) -> Spans:
+    by = start - (len(text) - len(text.lstrip()))  # templates strip messages
+    return tuple((name, first + by, last + by) for name, first, last in spans)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from headcodes.errors import HeadcodesError
 from headcodes.prompts.pairs import PromptPair, PromptPairs
+from headcodes.prompts.positions import unmarked
 from headcodes.prompts.rows import Reading, RowError, settle
 from headcodes.prompts.tables import FORM, read_rows
 
@@ -32,6 +34,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "choices": ("choices",),
     "choice": ("answerkey",),
 }
+_MARKS = re.compile(r"\[(\w+)\].+?\[/\1\]", re.DOTALL)
 _GREATER = re.compile(r"\b(\d\d)(\d\d)\b.*\b(\d\d)$", re.DOTALL)
 
 
@@ -42,6 +45,7 @@ def read_pairs(
     skip_bad: bool = False,
     leading_space: LeadingSpace = "auto",
     made_negatives: bool = False,
+    spans: Iterable[str] = (),
 ) -> PromptPairs:
     """Read prompt pairs.
 
@@ -57,6 +61,7 @@ def read_pairs(
             digit, unless its prompt ends in a character that a word follows without a space (a digit before a digit,
             an opening bracket or quote, a line break).  Our own JSON is always taken as it stands.
         made_negatives: corrupted texts are made later: rows need none.
+        spans: names of spans that the texts mark, ``[name]...[/name]``: the marks are taken out and the places kept.
 
     Returns:
         The pairs, with ``reading`` saying how they were read.
@@ -80,10 +85,17 @@ def read_pairs(
             pairs.append(_pair(row, roles, where, split=form in ("csv", "tsv"), made=made_negatives))
         except RowError as error:
             faults.append((where, error))
+    notes: list[str] = []
+    for span in spans:
+        pairs, n_marked = _unmarked(pairs, span)
+        notes.append(f"the span [{span}] is marked in {n_marked:,} of {len(pairs):,} rows; the marks are taken out")
+    if (marks := next(filter(None, (_MARKS.search(pair.clean) for pair in pairs)), None)) is not None:
+        notes.append(f"texts hold what look like marks of a span: [{marks[1]}]; --positions {marks[1]} takes them out")
     left_out = settle(faults, len(rows), skip_bad=skip_bad)
     task = about.get("task", Path(name.removeprefix("hf:").split(":")[0]).stem)
     negative = about.get("negative", "custom")
-    notes = [f"columns: {', '.join(f'{role} from {column!r}' for role, column in roles.items())}"]
+    if not about:
+        notes.append(f"columns: {', '.join(f'{role} from {column!r}' for role, column in roles.items())}")
     if "answer_id" in roles:
         notes.append("answers are token ids, taken to be this model's own")
     pairs, years = _greater_than(pairs, roles)
@@ -94,8 +106,17 @@ def read_pairs(
     elif not about:
         pairs, spaces = _spaced(pairs, leading_space)
         notes += spaces
-    reading = Reading(name, len(rows), tuple(notes) if not about else (), left_out)
+    reading = Reading(name, len(rows), tuple(notes), left_out)
     return PromptPairs(tuple(pairs), task, negative, reading)
+
+
+def _unmarked(pairs: list[PromptPair], name: str) -> tuple[list[PromptPair], int]:
+    made = []
+    for pair in pairs:
+        (clean, ours), (corrupt, theirs) = unmarked(pair.clean, name), unmarked(pair.corrupt, name)
+        ours, theirs = pair.clean_spans + ours, pair.corrupt_spans + theirs
+        made.append(replace(pair, clean=clean, corrupt=corrupt, clean_spans=ours, corrupt_spans=theirs))
+    return made, sum(bool(pair.clean_spans) for pair in made)
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -264,7 +285,7 @@ def _greater_than(pairs: list[PromptPair], roles: Mapping[str, str]) -> tuple[li
             return pairs, False
         years = [f"{year:02d}" for year in range(100)]
         right, wrong = tuple(years[int(label) + 1 :]), tuple(years[: int(label) + 1])
-        made.append(PromptPair(pair.clean, pair.corrupt, right, wrong, pair.where))
+        made.append(replace(pair, answers=right, wrong_answers=wrong))
     return made, bool(made)
 
 
@@ -292,7 +313,7 @@ def _spaced(pairs: list[PromptPair], leading_space: LeadingSpace) -> tuple[list[
 
         right, wrong = (tuple(put(answer) for answer in side) for side in (pair.answers, pair.wrong_answers))
         n_spaced += (right, wrong) != (pair.answers, pair.wrong_answers)
-        made.append(PromptPair(clean, corrupt, right, wrong, pair.where))
+        made.append(replace(pair, clean=clean, corrupt=corrupt, answers=right, wrong_answers=wrong))
     if n_spaced and not all(moved):
         notes.append(f"answers of {n_spaced:,} rows got a space in front (--leading-space no takes them as they stand)")
     return made, notes

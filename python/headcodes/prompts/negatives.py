@@ -103,7 +103,8 @@ def _others(pairs: Sequence[PromptPair], group: list[int], rng: random.Random) -
 
 
 def _with(pair: PromptPair, other: PromptPair) -> PromptPair:
-    return replace(pair, corrupt=other.clean, wrong_answers=pair.wrong_answers or other.answers)
+    wrong = pair.wrong_answers or other.answers
+    return replace(pair, corrupt=other.clean, corrupt_spans=other.clean_spans, wrong_answers=wrong)
 
 
 def _shuffled(pair: PromptPair, n_tokens: int, tokenizer: Tokenizer, rng: random.Random) -> PromptPair | None:

@@ -14,6 +14,8 @@ from typing import overload
 from headcodes.files import atomic_write
 from headcodes.prompts.rows import Reading
 
+Spans = tuple[tuple[str, int, int], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class PromptPair:
@@ -22,7 +24,8 @@ class PromptPair:
     Answers are continuations of the clean prompt, with their leading space where they have one (``" Mary"``), or token
     ids. Both prompts are judged by the same two sets; ``headcodes.prompts.tokens`` says how where an answer has several
     tokens. Without wrong answers the model's own best other token takes their place (``headcodes.models.asked``).
-    ``where`` is the place of the pair in the file it was read from; empty where it comes from none.
+    ``where`` is the place of the pair in the file it was read from; empty where it comes from none. Spans are stretches
+    of the texts that the file marks: name, first character, and the one behind the last.
     """
 
     clean: str
@@ -30,6 +33,8 @@ class PromptPair:
     answers: tuple[str | int, ...]
     wrong_answers: tuple[str | int, ...]
     where: str = field(default="", compare=False, repr=False)
+    clean_spans: Spans = field(default=(), compare=False, repr=False)
+    corrupt_spans: Spans = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def heads_figure(
     if what in ("p-value", "q-value"):
         shown = -np.log10(np.maximum(shown, 1e-300))
         title = f"−log₁₀ {what}"
-    rooted = what in ("score", "mention score")
+    rooted = what.startswith("score") or what == "mention score"
     largest = float(np.nanmax(np.abs(shown), initial=0.0))
     if rooted and largest:
         shown = np.sign(shown) * np.sqrt(np.abs(shown) / largest)

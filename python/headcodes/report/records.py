@@ -24,6 +24,9 @@ SEED_LABELS = ("spread", "consensus")
 _PER_HEAD = {
     "head_scores": "score",
     "mention_scores": "mention score",
+    "scores_changed": "score: changed",
+    "scores_between": "score: between",
+    "scores_last": "score: last",
     "p_values": "p-value",
     "q_values": "q-value",
     "head_spread": SEED_LABELS[0],
