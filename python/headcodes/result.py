@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -223,6 +223,9 @@ class Result(Settings):
             document["faithfulness"] = self.held_out
         if self.unverified is not None:
             document["unverified"] = self.unverified
+        engine = self.findings.engine if self.verification is None else self.verification.engine
+        if engine is not None:
+            document["engine"] = asdict(engine)
         return document | {
             "circuit": self.circuit(top).as_lists(),
             **({} if self.metric is None else {"metric": self.metric}),

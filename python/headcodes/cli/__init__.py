@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import os
 import sys
@@ -42,6 +44,7 @@ def main() -> None:
     What is a fault of headcodes itself ends in one line and status 1. ``HEADCODES_DEBUG=1`` shows the traceback of
     either.
     """
+    atexit.register(_leave)
     warnings.simplefilter("always", HeadcodesWarning)
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
@@ -62,6 +65,15 @@ def main() -> None:
             raise  # SystemExit, mostly
         said = f"a fault of headcodes, not of what it was given: {type(error).__name__}: {reason_of(error)}"
         _complain(f"{said} (HEADCODES_DEBUG=1 shows where; please report it)", 1, error)
+
+
+def _leave() -> None:
+    """Spare Python its last search for cycles among torch's and transformers' objects, which takes it a second.
+
+    Not where Triton is loaded: its bindings then complain of functions that nobody collected.
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 def _complain(message: str, status: int, error: BaseException) -> None:

@@ -180,6 +180,7 @@ def _about(judge: GroundTruth | CausalTruth, labels: np.ndarray[Any, Any]) -> di
         "n_pairs": len(judge.effects),
         "n_answered": judge.n_answered,
         "n_given": judge.n_given,
+        "engine": None if judge.engine is None else vars(judge.engine),
         "clean_logit_diff": float(judge.clean_ld.mean()),
         "corrupt_logit_diff": float(judge.corrupt_ld.mean()),
         "largest_effects": [[name, effect] for name, effect in judge.largest(10)],

@@ -24,7 +24,7 @@ from torch import Tensor
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.edits import Plan
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, run
+from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, EngineUsed, run
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class Behaviour:
         kl: KL(clean run || run) over the whole vocabulary, in nats.
         correct: 1 where the right answers outweigh the wrong ones.
         top1: 1 where the likeliest of all tokens is a right answer.
+        engine: Which engine ran, and why.
     """
 
     logit_diff: Float[np.ndarray, "n_pairs n_run"]
@@ -56,6 +57,7 @@ class Behaviour:
     kl: Float[np.ndarray, "n_pairs n_run"]
     correct: Float[np.ndarray, "n_pairs n_run"]
     top1: Float[np.ndarray, "n_pairs n_run"]
+    engine: EngineUsed
 
     def means(self, run: int) -> dict[str, float]:
         """Return the mean over pairs of every measure of one run."""
@@ -77,6 +79,7 @@ class Faithfulness:
         ablation: What ablated heads say: "zero" nothing, "mean" their mean over corrupted prompts and
             positions, "resample" what they say on the corrupted prompt.
         n_pairs: How many pairs the means are over.
+        engine: Which engine ran, and why.
     """
 
     faithfulness: float
@@ -88,6 +91,7 @@ class Faithfulness:
     ablated: dict[str, float]
     ablation: str
     n_pairs: int
+    engine: EngineUsed
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a dict."""
@@ -104,7 +108,7 @@ class Curve:
         random_mean, random_low, random_high: Faithfulness of random circuits of the same sizes: mean, and
             least and most over the draws; empty lists without draws.
         n_random: Draws a size.
-        ablation: See ``Faithfulness``.
+        ablation, engine: See ``Faithfulness``.
     """
 
     sizes: list[int]
@@ -115,6 +119,7 @@ class Curve:
     random_high: list[float]
     n_random: int
     ablation: str
+    engine: EngineUsed
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a dict."""
@@ -189,7 +194,7 @@ def behaviour(
     elif ablation != "resample":
         raise HeadcodesError("ablation is zero, mean or resample", repr(ablation), "Choose one of them.")
     shape = (len(tokens), 2 + len(mask))
-    found = Behaviour(*(np.empty(shape) for _ in range(5)))
+    measures = {name: np.empty(shape) for name in ("logit_diff", "prob_diff", "kl", "correct", "top1")}
 
     def done(indices: list[int], logits: list[list[Tensor]]) -> None:
         for index, parts in zip(indices, logits, strict=True):
@@ -204,13 +209,13 @@ def behaviour(
                 ("correct", log_right > log_wrong),
                 ("top1", torch.isin(best, torch.tensor(right, device=best.device))),
             ):
-                getattr(found, name)[index] = values.cpu().numpy()
+                measures[name][index] = values.cpu().numpy()
         advance(len(indices))
 
     plan = _Keep(mask, instead, edits_mlps=not with_mlps)
     with progress("running circuits", total=len(tokens)) as advance:
-        run(model, tokens, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=True)
-    return found
+        used = run(model, tokens, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=True)
+    return Behaviour(**measures, engine=used)
 
 
 def faithfulness(
@@ -256,6 +261,7 @@ def faithfulness(
         ablated=found.means(4),
         ablation=ablation,
         n_pairs=len(tokens),
+        engine=found.engine,
     )
 
 
@@ -306,6 +312,7 @@ def curve(
         random_high=random.max(axis=0).tolist() if n_random else [],
         n_random=n_random,
         ablation=ablation,
+        engine=found.engine,
     )
 
 

@@ -24,7 +24,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.files import cache_dir, checksum
 from headcodes.interventions.edits import Plan, groups
 from headcodes.interventions.metric import measure_rows, whole_vocabulary
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, run
+from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, EngineUsed, run
 from headcodes.progress import progress as progress_bar
 from headcodes.prompts.task_check import logit_differences
 from headcodes.settings import Metric
@@ -57,6 +57,7 @@ class CausalTruth:
         n_answered: How many of the pairs looked at are answered right; only these are patched.
         n_given: How many pairs were looked at: no more than it took to find those wanted.
         names: Name of each component.
+        engine: Which engine patched, and why; None where every effect was in the cache.
     """
 
     effects: Float[np.ndarray, "n_pairs n_component"]
@@ -69,6 +70,7 @@ class CausalTruth:
     n_heads: int
     model: str
     task: str
+    engine: EngineUsed | None = None
 
     @property
     def mean_effects(self) -> Float[np.ndarray, " n_component"]:
@@ -161,7 +163,7 @@ def causal_truth(
     if components == "heads+mlps":
         parts += [(layer, None) for layer in range(model.n_layers)]
         names += [f"m{layer}" for layer in range(model.n_layers)]
-    effects = patch_effects(model, chosen, parts, components, progress, cache, engine, memory_bytes, metric)
+    effects, used = patch_effects(model, chosen, parts, components, progress, cache, engine, memory_bytes, metric)
     return CausalTruth(
         effects=effects,
         clean_ld=clean_ld,
@@ -173,6 +175,7 @@ def causal_truth(
         n_heads=model.n_heads,
         model=model.name,
         task=tokens.pairs.task,
+        engine=used,
     )
 
 
@@ -242,15 +245,18 @@ def patch_effects(
     engine: Engine,
     memory_bytes: int,
     metric: Metric = "logit-diff",
-) -> Float[np.ndarray, "n_pairs n_part"]:
-    """Return L(clean) - L(part patched) for every pair and part, parts in the order given, L being a metric."""
+) -> tuple[Float[np.ndarray, "n_pairs n_part"], EngineUsed | None]:
+    """Return L(clean) - L(part patched) for every pair and part, parts in the order given, L being a metric.
+
+    And the engine that ran; None where the cache held all effects.
+    """
     if metric != "logit-diff":
         components = f"{components} {metric}"  # other effects, under another name in the cache
     effects = np.empty((len(tokens), len(parts)))
     paths = [_cache_path(model, tokens, index, components) if cache else None for index in range(len(tokens))]
     missing = [index for index, path in enumerate(paths) if not _read(path, effects[index])]
     if not missing:
-        return effects
+        return effects, None
     by_layer = sorted(range(len(parts)), key=lambda part: parts[part][0])
     plan = _Patches([parts[part] for part in by_layer])
     todo = tokens.subset(missing)
@@ -265,8 +271,8 @@ def patch_effects(
             advance(len(indices))
 
         whole = whole_vocabulary(metric)
-        run(model, todo, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=whole)
-    return effects
+        used = run(model, todo, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=whole)
+    return effects, used
 
 
 def _cache_path(model: Model, tokens: TokenPairs, index: int, components: str) -> Path:

@@ -12,7 +12,7 @@ from headcodes import metrics
 from headcodes.errors import HeadcodesError
 from headcodes.graph import head_name
 from headcodes.interventions.patch import Engine, answered, patch_effects
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES
+from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, EngineUsed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -45,6 +45,7 @@ class Verification:
         stopped: why no more heads were patched: "asked" (these were asked for), "quiet" (ten in a row below 5% of the
             clean logit difference), "budget", or "all" (no head with a score is left).
         estimate: [n_head] the effects to be expected on other prompts (``shrunk``); None where nothing was proposed.
+        engine: Which engine patched, and why.
     """
 
     heads: list[tuple[int, int]]
@@ -58,6 +59,7 @@ class Verification:
     n_given: int
     stopped: str = "asked"
     estimate: Float[np.ndarray, " n_head"] | None = None
+    engine: EngineUsed | None = None
 
     def confirmed(self, share: float = SHARE) -> list[tuple[int, int]]:
         """Return the heads whose interval excludes 0 and whose |mean| is at least ``share`` of the clean
@@ -184,8 +186,12 @@ def verify_in_order(
     def affordable(some: Sequence[tuple[int, int]]) -> bool:
         return n_tokens * sum(model.n_layers - layer for layer, _ in some) <= budget
 
+    engines: list[EngineUsed | None] = []
+
     def effects_of(some: Sequence[tuple[int, int]]) -> Float[np.ndarray, "n_pairs n"]:
-        return patch_effects(model, chosen, list(some), "heads", False, False, "auto", DEFAULT_SWEEP_BYTES)
+        found, used = patch_effects(model, chosen, list(some), "heads", False, False, "auto", DEFAULT_SWEEP_BYTES)
+        engines.append(used)
+        return found
 
     effects, stopped = in_order(heads, effects_of, SHARE * float(clean_ld.mean()), affordable, at_least)
     n_reached = effects.shape[1]
@@ -200,6 +206,7 @@ def verify_in_order(
         corrupt_ld=corrupt_ld,
         n_answered=n_answered,
         n_given=n_given,
+        engine=engines[-1],
         stopped=stopped,
         estimate=shrunk(effects, np.asarray(proposed)[:n_reached], signed),
     )
@@ -246,7 +253,8 @@ def verify(
         raise HeadcodesError("there are heads to verify", "none", "Propose at least one.")
     chosen, clean_ld, corrupt_ld, n_answered, n_given = answered(model, tokens, pairs, known)
     parts = sorted(set(wanted))
-    found = patch_effects(model, chosen, list(parts), "heads", False, False, engine, memory_bytes)
+    found, used = patch_effects(model, chosen, list(parts), "heads", False, False, engine, memory_bytes)
     effects = found[:, [parts.index(head) for head in wanted]]
     low, high = metrics.mean_intervals(effects, n_resamples=n_resamples, level=level, seed=seed)
-    return Verification(wanted, effects, effects.mean(axis=0), low, high, clean_ld, corrupt_ld, n_answered, n_given)
+    mean = effects.mean(axis=0)
+    return Verification(wanted, effects, mean, low, high, clean_ld, corrupt_ld, n_answered, n_given, engine=used)

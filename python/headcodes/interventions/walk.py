@@ -9,7 +9,7 @@ The layers are called with the very arguments that the model itself gives them, 
 family whose blocks hand a residual stream from one to the next. It is checked on a pair of each batch: the
 walk's clean and corrupted answers must be those of the model's own forward pass. Where they are not, or where
 blocks cannot be called like that (TransformerBridge, offloaded weights), whole forward passes do the same
-work, slower.
+work, slower, and both a warning and the result say why.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.interventions.edits import Plan, groups
 from headcodes.models.hooks import as_found
 from headcodes.models.model import Model
-from headcodes.models.prefix_cache import cache_argument, prefix_cache
+from headcodes.models.prefix_cache import cache_argument, prefix_cache, why_not_walked
 from headcodes.models.slots import slot_projection
 
 if TYPE_CHECKING:
@@ -42,6 +42,19 @@ _FEWEST_ROWS = 32
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 
 
+@dataclass(frozen=True)
+class EngineUsed:
+    """Which engine ran.
+
+    Attributes:
+        name: "walk" or "forward", as ``run`` takes them.
+        why: why layers could not be walked through; None where they were, or where "forward" was asked for.
+    """
+
+    name: str
+    why: str | None = None
+
+
 def run(
     model: Model,
     tokens: TokenPairs,
@@ -52,7 +65,7 @@ def run(
     memory_bytes: int = DEFAULT_SWEEP_BYTES,
     splits: bool = True,
     whole_vocabulary: bool = False,
-) -> None:
+) -> EngineUsed:
     """Run ``plan`` on every pair and hand over the answers' logits, a few pairs at a time.
 
     Args:
@@ -67,21 +80,27 @@ def run(
         splits: Whether edited rows may be run in several batches.
         whole_vocabulary: Hand over the logits of all tokens instead.
 
+    Returns:
+        Which engine ran, and why.
+
     Raises:
         HeadcodesError: pairs of unequal length, or ``engine="walk"`` where it does not hold.
 
     Warns:
-        HeadcodesWarning: "auto" had to take whole forward passes for a model whose blocks seemed callable.
+        HeadcodesWarning: "auto" had to take whole forward passes, and why.
     """
     if engine not in ("auto", "walk", "forward"):
         raise HeadcodesError("engine is auto, walk or forward", repr(engine), "Leave it at auto.")
-    walks = engine != "forward" and _can_walk(model)
-    if engine == "walk" and not walks:
+    why = why_not_walked(model) if engine != "forward" else None
+    walks = engine != "forward" and why is None
+    if engine == "walk" and why is not None:
         raise HeadcodesError(
             "walking through the layers needs a transformers model with its weights on its device",
-            f"{model!r}",
+            f"{model!r}: {why}",
             "Leave engine at auto.",
         )
+    if why is not None:
+        _announce(model, why)
     budget = max(1, memory_bytes // _bytes_per_token(model))
     n_rows = len(plan.starts)
     with as_found(model.module), torch.inference_mode():
@@ -110,12 +129,8 @@ def run(
                                     f"others for {model!r}",
                                     "Use engine='forward'.",
                                 )
-                            warnings.warn(
-                                f"walking through the layers of {model.name} does not give its own answers; whole"
-                                " forward passes are used instead, which takes longer",
-                                HeadcodesWarning,
-                                stacklevel=2,
-                            )
+                            why = "it does not give the model's own answers"
+                            _announce(model, why)
                             walks = False
                     if rows is None:
                         rows = batch.forward(part)
@@ -123,6 +138,20 @@ def run(
                         # Rows 0 and 1 come back with every part; once is enough.
                         logits[pair].append(values if row == 0 else values[2:])
                 done(indices, logits)
+    return EngineUsed("walk" if walks else "forward", why)
+
+
+def _announce(model: Model, why: str) -> None:
+    """Warn once a model and reason: heads are patched a few at a time."""
+    announced: set[str] = model.__dict__.setdefault("_announced", set())
+    if why in announced:
+        return
+    announced.add(why)
+    warnings.warn(
+        f"whole forward passes of {model.name} are run, which takes longer than a walk through its layers: {why}",
+        HeadcodesWarning,
+        stacklevel=3,
+    )
 
 
 class _Batch:
@@ -262,20 +291,6 @@ def _editing(model: Model, plan: Plan, shape: _Shape) -> Iterator[None]:
                 module, cut = slot_projection(model, layer, name)
                 hooks.callback(module.register_forward_hook(slot(layer, name, cut)).remove)
         yield
-
-
-def _can_walk(model: Model) -> bool:
-    body = getattr(model.module, "base_model", None)
-    offloaded = any(tensor.device.type == "meta" for tensor in model.module.parameters())
-    spread = len({tensor.device for tensor in model.module.parameters()}) > 1
-    return (
-        model.final_norm is not None
-        and isinstance(body, nn.Module)
-        and hasattr(model.module, "config")
-        and not offloaded
-        and not spread
-        and cache_argument(model) is not None
-    )
 
 
 def _bytes_per_token(model: Model) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from headcodes.codes.recipes import Codes
     from headcodes.codes.sae import SparseAutoencoder
     from headcodes.graph import Edges
+    from headcodes.interventions.walk import EngineUsed
     from headcodes.models.model import Model
 
 
@@ -42,6 +43,7 @@ class Findings:
         dead_share: share of (prompt, head) rows in which no latent is active.
         method_used: the method that ``default`` stood for; None where the method asked for ran itself.
         fallback: why ``default`` stood for a method without gradients; None where it did not.
+        engine: which engine patched, and why; of the method ``patching`` only.
         timings_s: seconds a stage.
     """
 
@@ -59,6 +61,7 @@ class Findings:
     dead_share: float | None = None
     method_used: str | None = None
     fallback: str | None = None
+    engine: EngineUsed | None = None
     timings_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod

@@ -35,6 +35,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
         )
     with findings.timed("patch"):
         truth = causal_truth(model, tokens, cache=False, metric=metric)
+        findings.engine = truth.engine
         findings.set_signed(torch.from_numpy(truth.head_effects.copy()))
         if level == "edge":
             n = model.n_components

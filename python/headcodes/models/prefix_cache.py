@@ -1,17 +1,36 @@
-"""A cache of keys and values that holds a prefix once for any number of rows."""
+"""A cache of keys and values that holds a prefix once for any number of rows, and whether a model takes it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headcodes.models.hooks import as_found
 from headcodes.models.model import Model
+from headcodes.models.weights import is_bridge
 
 # What transformers calls the argument that takes a cache of keys and values: from 5.24 on, and before.
 _CACHE_ARGUMENTS = ("cache", "past_key_values")
+
+
+def why_not_walked(model: Model) -> str | None:
+    """Return why a model's layers cannot be called one after another, as it calls them itself; None where they can."""
+    weights = list(model.module.parameters())
+    if is_bridge(model.module):
+        return "TransformerLens calls them in its own way"
+    if any(weight.device.type == "meta" for weight in weights):
+        return "some of its weights are off their device"
+    if len({weight.device for weight in weights}) > 1:
+        return "its weights lie on several devices"
+    if model.final_norm is None:
+        return "its final norm is not known"
+    if not isinstance(getattr(model.module, "base_model", None), nn.Module):
+        return "it does not say which of its modules holds the layers (base_model)"
+    if cache_argument(model) is None:
+        return f"it fills no cache of keys and values given as {' or '.join(_CACHE_ARGUMENTS)}"
+    return None
 
 
 def cache_argument(model: Model) -> str | None:

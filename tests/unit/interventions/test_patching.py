@@ -17,6 +17,7 @@ from headcodes.interventions.carried import carried_edges
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.paths import path_effects
 from headcodes.interventions.verify import verify
+from headcodes.interventions.walk import EngineUsed
 from headcodes.models.model import Model
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import TokenPairs
@@ -422,7 +423,7 @@ def test_a_walk_that_goes_wrong_is_noticed(tiny_model: Any, monkeypatch: pytest.
     monkeypatch.setattr(sweep, "_answers", lambda *args: 1.1 * honest(*args))
     with pytest.raises(HeadcodesError, match="own forward pass"):
         causal_truth(model, tokens, engine="walk", cache=False)
-    with pytest.warns(HeadcodesWarning, match="whole forward passes"):
+    with pytest.warns(HeadcodesWarning, match="whole forward passes.*own answers"):
         truth = causal_truth(model, tokens, cache=False)
     np.testing.assert_allclose(truth.effects, expected, **CLOSE)
 
@@ -512,3 +513,58 @@ def test_carried_edges_need_two_layers(tiny_model: Any) -> None:
     assert carried_edges(model, token_pairs(), [(1, 0), (1, 2)])[0] == []
     with pytest.raises(HeadcodesError, match="layers of"):
         carried_edges(model, token_pairs(), [(9, 0)])
+
+
+# What a model of transformers may stop to offer, one by one: each stand-in lacks it.
+def _takes_no_cache(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = model.module.base_model
+    forward = type(body).forward
+
+    def refuses(self: Any, *args: Any, **named: Any) -> Any:
+        if {"cache", "past_key_values"} & {name for name, value in named.items() if value is not None}:
+            raise TypeError("forward() got an unexpected keyword argument")
+        return forward(self, *args, **named)
+
+    monkeypatch.setattr(type(body), "forward", refuses)
+
+
+def _fills_no_cache(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = model.module.base_model
+    forward = type(body).forward
+
+    def ignores(self: Any, *args: Any, **named: Any) -> Any:
+        return forward(self, *args, **{n: v for n, v in named.items() if n not in ("cache", "past_key_values")})
+
+    monkeypatch.setattr(type(body), "forward", ignores)
+
+
+def _has_no_final_norm(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "final_norm", None)
+
+
+@pytest.mark.parametrize(
+    ("lack", "reason"),
+    [
+        (_takes_no_cache, "fills no cache of keys and values given as cache or past_key_values"),
+        (_fills_no_cache, "fills no cache"),
+        (_has_no_final_norm, "its final norm is not known"),
+    ],
+)
+def test_whole_forward_passes_are_announced_and_recorded_with_their_reason(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch, lack: Any, reason: str
+) -> None:
+    model = tiny_model("llama")
+    tokens = answered(model, token_pairs())
+    walked = causal_truth(model, tokens, cache=False)
+    assert walked.engine == EngineUsed("walk")
+    model = tiny_model("llama")
+    lack(model, monkeypatch)
+    with pytest.warns(HeadcodesWarning, match=f"whole forward passes.*{reason}"):
+        slower = causal_truth(model, tokens, cache=False)
+    assert slower.engine is not None
+    assert slower.engine.name == "forward"
+    assert reason in str(slower.engine.why)
+    np.testing.assert_allclose(slower.effects, walked.effects, **CLOSE)
+    with pytest.raises(HeadcodesError, match=reason):
+        causal_truth(model, tokens, cache=False, engine="walk")
+    assert causal_truth(model, tokens, cache=False, engine="forward").engine == EngineUsed("forward")
