@@ -48,6 +48,10 @@ RECIPES = {
     "paper": Recipe("none", "prompts", hold_out=False, dead=0, config=_PUBLISHED),
     "paper-scaled": Recipe("global", "prompts", hold_out=False, dead=0, config=_PUBLISHED),
     "contrast": Recipe("head", "pairs", hold_out=True, dead=-1, config=TrainConfig(decoder_norm="atoms", plateau=0.01)),
+    # A small dictionary, briefly trained, costs a tenth of the backward pass beside it (docs/methods.md).
+    "attribution": Recipe(
+        "head", "pairs", hold_out=True, dead=-1, config=TrainConfig(d_sae=64, n_epochs=20, decoder_norm="atoms")
+    ),
     "code-flip": Recipe("head", "pairs", hold_out=True, dead=-1, config=TrainConfig(decoder_norm="atoms")),
 }
 

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from headcodes import metrics
-from headcodes.errors import HeadcodesError
-from headcodes.evaluation.faithfulness import behaviour, faithfulness
+from headcodes.evaluation.faithfulness import behaviour, normalised
 from headcodes.graph import head_name
 from headcodes.interventions.carried import carried_edges
 from headcodes.interventions.patch import answered
@@ -189,23 +188,17 @@ def on_held_out(inputs: Inputs, heads: Sequence[tuple[int, int]]) -> dict[str, A
     model, tokens = inputs.model, inputs.tokens.subset(rows)
     clean_ld, corrupt_ld = (side[inputs.n_proposing :] for side in inputs.logit_differences)
     chosen = answered(model, tokens, None, (clean_ld, corrupt_ld))[0]
-    found = faithfulness(model, chosen, heads, minimality=False)
-    alone = None
-    if model.mlp(0) is not None:
-        kept = np.zeros((1, model.n_layers, model.n_heads), dtype=bool)
-        for head in heads:
-            kept[0][head] = True
-        means = behaviour(model, chosen, kept, with_mlps=False).logit_diff.mean(axis=0)
-        if abs(means[0] - means[1]) < 1e-6 * max(1.0, float(np.abs(means).max())):
-            raise HeadcodesError(
-                "the model must answer clean and corrupted prompts differently",
-                f"a mean logit difference of {means[0]:.4g} both times",
-                "Use other prompts.",
-            )
-        alone = float((means[2] - means[1]) / (means[0] - means[1]))
+    circuit = np.zeros((model.n_layers, model.n_heads), dtype=bool)
+    for head in heads:
+        circuit[head] = True
+    has_mlps = model.mlp(0) is not None
+    kept = [np.zeros_like(circuit), circuit, ~circuit] + [circuit] * has_mlps
+    means = behaviour(model, chosen, np.stack(kept), with_mlps=[True] * 3 + [False] * has_mlps).logit_diff
+    shares = normalised(means, empty=2)
+    alone = float(normalised(means, empty=1)[5]) if has_mlps else None
     return {
         "n_pairs": len(chosen),
-        "faithfulness": found.faithfulness,
-        "completeness": found.completeness,
+        "faithfulness": float(shares[3]),
+        "completeness": float(shares[4]),
         "faithfulness_without_mlps": alone,
     }

@@ -129,8 +129,9 @@ class Curve:
 class _Keep(Plan):
     """Row r keeps the heads of circuit r - 2 and ablates the others."""
 
-    def __init__(self, kept: Tensor, instead: Tensor | None, edits_mlps: bool = False) -> None:
-        self.kept, self.instead, self.edits_mlps = kept, instead, edits_mlps
+    def __init__(self, kept: Tensor, instead: Tensor | None, with_mlps: Tensor) -> None:
+        self.kept, self.instead, self.with_mlps = kept, instead, with_mlps
+        self.edits_mlps = not bool(with_mlps.all())
         self.starts = [0] * len(kept)
         # A corrupted run says the same before the first changed token; zero and mean ablation change that
         # part, too.
@@ -142,10 +143,10 @@ class _Keep(Plan):
         z[2:] = torch.where(kept, z[2:], other)
 
     def edit_mlp(self, layer: int, output: Float[Tensor, "row pair pos d_model"]) -> None:
-        output[2:] = output[1:2]
+        output[2:][~self.with_mlps] = output[1]
 
     def part(self, rows: slice) -> Plan:
-        return _Keep(self.kept[rows], self.instead, self.edits_mlps)
+        return _Keep(self.kept[rows], self.instead, self.with_mlps[rows])
 
 
 def behaviour(
@@ -154,7 +155,7 @@ def behaviour(
     kept: ArrayLike,
     *,
     ablation: Ablation = "resample",
-    with_mlps: bool = True,
+    with_mlps: Sequence[bool] | None = None,
     engine: Engine = "auto",
     memory_bytes: int = DEFAULT_SWEEP_BYTES,
 ) -> Behaviour:
@@ -166,7 +167,8 @@ def behaviour(
         kept: Bool [n_run, n_layers, n_heads]: the heads that stay, run by run.
         ablation: What the other heads say: "zero", "mean" (their mean over all corrupted prompts and
             positions) or "resample" (what they say on the corrupted prompt, position by position).
-        with_mlps: Whether MLPs stay, computed again; else every MLP's output is that on the corrupted prompt.
+        with_mlps: Run by run, whether MLPs stay, computed again (all by default); else their outputs are those on the
+            corrupted prompt.
         engine, memory_bytes: See ``headcodes.interventions.walk.run``.
 
     Returns:
@@ -212,7 +214,7 @@ def behaviour(
                 measures[name][index] = values.cpu().numpy()
         advance(len(indices))
 
-    plan = _Keep(mask, instead, edits_mlps=not with_mlps)
+    plan = _Keep(mask, instead, torch.tensor([True] * len(mask) if with_mlps is None else list(with_mlps)))
     with progress("running circuits", total=len(tokens)) as advance:
         used = run(model, tokens, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=True)
     return Behaviour(**measures, engine=used)

@@ -57,7 +57,7 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
 
     The second term keeps heads that help some prompts and hinder others, and cancel out in the first. ``signed`` is
     the mean product as it is: to first order the logit difference lost when the head is patched. Codes are made by the
-    recipe of ``contrast``; they do not change the scores.
+    recipe of this name; they do not change the scores.
 
     Raises:
         GradientError: prompts of a pair differ in length, weights are offloaded or no floats, or memory does not do.
@@ -66,7 +66,7 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
     if not tokens.equal_lengths:
         unlike = next(i for i, ids in enumerate(tokens.clean) if len(ids) != len(tokens.corrupt[i]))
         raise GradientError.because(f"the two prompts of pair {unlike} differ in length: no common positions")
-    found = code_sets.find_many("contrast", inputs, level, seeds)
+    found = code_sets.find_many("attribution", inputs, level, seeds)
     with found[0].timed("attribute"):
         proposing = tokens.subset(range(inputs.n_proposing))
         by_position = _products(inputs, proposing)
