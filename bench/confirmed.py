@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from headcodes import load_model, methods, metrics, tasks
-from headcodes.comparison.suite import TRUTH_SEED
+from headcodes.comparison.judge import TRUTH_SEED
 from headcodes.evaluation.confirm import confirm_heads, confirmation, expected_effects, n_held_out
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.verify import SHARE
@@ -61,8 +61,8 @@ def main(task_ids: list[str], seeds: list[int]) -> None:
             recalled = f"{int((confirmed & counting).sum())} of {int(counting.sum())} that count"
             print(f"{task_id} seed {seed}: {ranked} {both(expected, labels)}")
             print(
-                f"  confirmed {len(signs)} of {len(checked.heads)} patched ({about['stopped']}): {recalled}; on other prompts"
-                f" {turned} of other sign, {small} below half the share"
+                f"  confirmed {len(signs)} of {len(checked.heads)} patched ({about['stopped']}): {recalled}; on other"
+                f" prompts {turned} of other sign, {small} below half the share"
             )
             print(
                 f"  seconds {proposed_s:.1f} to propose, {verified_s:.1f} to patch {about['n_pairs']} pairs", flush=True

@@ -37,7 +37,7 @@ def main(task_ids: list[str]) -> None:
         mean = inputs.activations.z[:N_PAIRS].mean(0) - inputs.activations.z[N_PAIRS:].mean(0)
         mean_diff = torch.einsum("cd,cdm->cm", mean, inputs.activations.W_O.float()).norm(dim=-1).numpy()
         rows: dict[str, list[tuple[float, float]]] = {}
-        for findings in code_sets.find_many("contrast", inputs, "node", SEEDS):
+        for findings in code_sets.coded("contrast", inputs, "node", SEEDS):
             flips = flip_shares(findings, N_PAIRS).reshape(to_stream.shape)
             for name, scores in {
                 "mean-diff": mean_diff.reshape(to_stream.shape),

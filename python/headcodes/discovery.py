@@ -1,10 +1,15 @@
-"""The whole method on one screen: prompts to tokens, to activations, to scores, to a result."""
+"""The whole method, stage by stage: tokenize, capture, train, encode, count, score, confirm heads and edges, judge.
+
+``discover`` tokenizes and calls ``explain``, which calls the stages in this order. Methods of others plug in where
+scores are made; what they need beyond the capture they take from the model themselves.
+"""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +19,11 @@ import torch
 from headcodes import methods
 from headcodes.circuit.agreement import SeedScores
 from headcodes.codes.encode import resolve_backend
+from headcodes.codes.recipes import encode_heads
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.evaluation.confirm import confirm_edges, confirm_heads, n_held_out, on_held_out
 from headcodes.interventions.metric import METRICS
+from headcodes.methods.code_sets import count, train
 from headcodes.methods.inputs import Inputs
 from headcodes.models.asked import ask
 from headcodes.models.devices import torch_threads
@@ -155,8 +162,11 @@ def explain(
     check_request(method, fdr, verify, seeds, inputs.metric)
     start = time.perf_counter()
     captured_before_s = inputs.capture_s
-    task_check = inputs.task_check
     chosen = methods.get(method)
+    chosen.check(level)
+    stages = {"import": 0.0, "load": 0.0, "capture": 0.0, "train": 0.0, "encode": 0.0, "overlap": 0.0}
+    inputs.capture()
+    task_check = inputs.task_check
     confirms = verify is not None and (verify != "auto" or chosen.confirmed)
     inputs.held_out = n_held_out(len(inputs.tokens)) if confirms else 0
     if seeds is not None and not chosen.seeded:
@@ -166,15 +176,20 @@ def explain(
             stacklevel=2,
         )
         seeds = None
-    if seeds is None:
-        findings, by_seed = chosen.find(inputs, level, seed), None
-    else:
-        checked = check_seeds(seeds)
-        findings, by_seed = _over_seeds(chosen.find_many(inputs, level, checked), checked)
+    drawn = (seed,) if seeds is None else check_seeds(seeds)
+    found = None
+    if chosen.recipe is not None:
+        with _timed(stages, "train"):
+            trained = train(chosen.recipe, inputs, drawn)
+        with _timed(stages, "encode"):
+            codes = encode_heads(inputs.activations, trained, inputs.backend)
+        found = [count(each, trained.recipe, inputs, level) for each in codes]
+    found = chosen.score(found, inputs, level, drawn)
+    findings, by_seed = (found[0], None) if seeds is None else _over_seeds(found, drawn)
     nodes, pairs = _permutation_tests(findings, inputs, level, fdr, seed) if fdr is not None else (None, None)
     confirmed = _confirm(findings, inputs, verify, seed) if confirms else {}
-    stages = {"import": 0.0, "load": 0.0, "capture": 0.0, "train": 0.0, "encode": 0.0, "overlap": 0.0}
-    stages |= findings.timings_s
+    for stage, seconds in findings.timings_s.items():
+        stages[stage] = stages.get(stage, 0.0) + seconds
     stages["capture"] += inputs.capture_s  # some methods run the model themselves
     elapsed_s = time.perf_counter() - start + captured_before_s
     positions = inputs.settings.positions
@@ -209,6 +224,13 @@ def explain(
         timings_s=stages | {"total": elapsed_s},
         versions=versions(),
     )
+
+
+@contextmanager
+def _timed(stages: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    stages[stage] += time.perf_counter() - start
 
 
 def _over_seeds(found: Sequence[Findings], seeds: tuple[int, ...]) -> tuple[Findings, SeedScores]:

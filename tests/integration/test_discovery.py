@@ -89,7 +89,9 @@ def test_json_holds_what_is_promised(result: Any) -> None:
     assert scores == sorted(scores, reverse=True)
     assert all(i // 4 < j // 4 and result.pair_scores[i, j] == score for i, j, score in document["pair_scores"])
     assert len(document["circuit"]["nodes"]) <= 5
-    assert list(document["timings_s"]) == ["import", "load", "capture", "train", "encode", "overlap", "total"]
+    confirming = ["verify", "edges", "judge"] if result.method == "contrast" else []
+    stages = ["import", "load", "capture", "train", "encode", "overlap", *confirming, "total"]
+    assert list(document["timings_s"]) == stages
     assert {"share_right", "positive_logit_diff", "negative_logit_diff"} <= set(document["task_check"])
     assert {"python", "headcodes", "torch"} <= set(document["versions"])
 

@@ -75,6 +75,22 @@ class Codes:
         return float((self.codes == -1).mean())
 
 
+@dataclass(frozen=True)
+class Trained:
+    """Autoencoders of one recipe, one a seed, and how head outputs are scaled before they meet them.
+
+    Attributes:
+        prompts: what each was trained on.
+        shift, scale: what is taken from every head's output and what it is then multiplied with; None: neither.
+    """
+
+    recipe: Recipe
+    saes: list[SparseAutoencoder]
+    prompts: list[list[int]]
+    shift: Float[Tensor, "n_component d_model"] | None
+    scale: Float[Tensor, " n_component"] | None
+
+
 def make_codes(
     activations: HeadActivations,
     recipe: Recipe,
@@ -85,29 +101,42 @@ def make_codes(
 ) -> list[Codes]:
     """Train the autoencoders of a recipe, one a seed, and give every prompt and head its code, -1 where it is dead.
 
-    Every seed draws from one generator of its own: first the prompts it trains on, then the weights. All seeds'
-    training rows, ``n_train * n_component * d_model`` numbers a seed, are held at once.
-
     Args:
         timed: opens a context in which seconds count for a stage, "train" or "encode".
+    """
+    with timed("train"):
+        trained = train_autoencoders(activations, recipe, seeds, n_train)
+    with timed("encode"):
+        return encode_heads(activations, trained, backend)
+
+
+def train_autoencoders(activations: HeadActivations, recipe: Recipe, seeds: Sequence[int], n_train: int) -> Trained:
+    """Train the autoencoders of a recipe, one a seed.
+
+    Every seed draws from one generator of its own: first the prompts it trains on, then the weights. All seeds'
+    training rows, ``n_train * n_component * d_model`` numbers a seed, are held at once.
     """
     n_pairs = len(activations.z) // 2
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     chosen = [training_prompts(recipe, n_pairs, n_train, generator) for generator in generators]
-    with timed("train"):
-        shift, scale = normalisation(recipe, activations)
-        rows = []
-        for prompts in chosen:
-            x = activations.head_outputs(prompts)
-            if shift is not None:
-                x = x - shift
-            if scale is not None:
-                x = x * scale.reshape(-1, 1)
-            rows.append(x.flatten(0, 1))
-        saes = [result.sae for result in train_many(rows, recipe.config, generators=generators)]
-    with timed("encode"):
-        codes = encode(activations, saes, shift=shift, scale=scale, dead=-1, backend=backend).cpu().numpy()
-    return [Codes(*each) for each in zip(saes, codes, chosen, strict=True)]
+    shift, scale = normalisation(recipe, activations)
+    rows = []
+    for prompts in chosen:
+        x = activations.head_outputs(prompts)
+        if shift is not None:
+            x = x - shift
+        if scale is not None:
+            x = x * scale.reshape(-1, 1)
+        rows.append(x.flatten(0, 1))
+    saes = [result.sae for result in train_many(rows, recipe.config, generators=generators)]
+    return Trained(recipe, saes, chosen, shift, scale)
+
+
+def encode_heads(activations: HeadActivations, trained: Trained, backend: str) -> list[Codes]:
+    """Give every prompt and head its code by each autoencoder, -1 where no latent is active."""
+    shift, scale = trained.shift, trained.scale
+    codes = encode(activations, trained.saes, shift=shift, scale=scale, dead=-1, backend=backend).cpu().numpy()
+    return [Codes(*each) for each in zip(trained.saes, codes, trained.prompts, strict=True)]
 
 
 def training_prompts(recipe: Recipe, n_pairs: int, n_train: int, generator: torch.Generator) -> list[int]:

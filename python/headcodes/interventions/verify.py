@@ -27,7 +27,7 @@ SHARE = 0.05
 # Patching in rank order stops once so many in a row stay below it; so many are patched in any case.
 QUIET = 10
 AT_LEAST = 10
-_AT_ONCE = 24
+_AT_FIRST, _AT_ONCE = 16, 10
 
 Part = TypeVar("Part")
 
@@ -112,7 +112,7 @@ def in_order(
     found: list[Float[np.ndarray, "n_pairs n"]] = []
     reached, quiet = 0, 0
     while reached < len(parts):
-        upto = min(reached + max(_AT_ONCE, 0 if reached else at_least), len(parts))
+        upto = min(reached + (_AT_ONCE if reached else max(_AT_FIRST, at_least)), len(parts))
         while upto > max(reached, at_least) and not affordable(parts[:upto]):
             upto -= 1
         if upto == reached:

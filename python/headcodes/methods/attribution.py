@@ -7,7 +7,6 @@ positions: edge attribution patching's product for a node (Syed et al. 2023, arX
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,13 +22,14 @@ from headcodes.interventions.runs import (
     ready,
     run,
 )
-from headcodes.methods import code_sets
 from headcodes.methods.findings import Findings
 from headcodes.models.devices import EachDevice, brought, free_bytes
 from headcodes.progress import progress
 from headcodes.settings import Metric, Positions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Float
     from torch import Tensor
 
@@ -52,7 +52,7 @@ class GradientError(HeadcodesError):
         return cls("a method with a backward pass must have gradients", reason, "Use --method contrast: it takes none.")
 
 
-def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
+def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
     """Score a head by |mean over pairs of c| + mean over pairs of |c|, c its products clipped at their .9 quantile.
 
     The second term keeps heads that help some prompts and hinder others, and cancel out in the first. ``signed`` is
@@ -66,7 +66,6 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
     if not tokens.equal_lengths:
         unlike = next(i for i, ids in enumerate(tokens.clean) if len(ids) != len(tokens.corrupt[i]))
         raise GradientError.because(f"the two prompts of pair {unlike} differ in length: no common positions")
-    found = code_sets.find_many("attribution", inputs, level, seeds)
     with found[0].timed("attribute"):
         proposing = tokens.subset(range(inputs.n_proposing))
         by_position = _products(inputs, proposing)
@@ -104,7 +103,7 @@ def products(
     (``interventions.metric``) at the clean run; apart by ``runs.POSITION_GROUPS``, which add up to the whole.
 
     Raises:
-        GradientError: see ``find_many``.
+        GradientError: see ``score``.
     """
     refuse_flat(metric, "attribution")
     if not model.dtype.is_floating_point:

@@ -32,6 +32,8 @@ class Method:
             method with codes, which does several seeds at once.
         coded: whether scores come from the codes of an autoencoder: those of several seeds are trained and used
             together.
+        recipe: how its codes are made (``headcodes.codes.recipes``) before its module's ``score`` sees them; None:
+            there are none, or its module makes them in its own pass over the model.
         permutable: whether codes are counted, which a permutation test can do again under other labels.
         metric: of the answer that it works with unless told (``interventions.metric``); None: it has none.
         confirmed: whether ``discover`` patches exactly what this proposes without being asked; methods of others are
@@ -46,6 +48,7 @@ class Method:
     levels: tuple[Level, ...]
     module: str
     coded: bool = False
+    recipe: str | None = None
     permutable: bool = False
     seeded: bool = False
     metric: Metric | None = None
@@ -67,6 +70,32 @@ class Method:
         Raises:
             HeadcodesError: the method has no such level.
         """
+        self.check(level)
+        found = None
+        if self.recipe is not None:
+            from headcodes.methods import code_sets
+
+            found = code_sets.coded(self.recipe, inputs, level, seeds)
+        return self.score(found, inputs, level, seeds)
+
+    def score(self, found: list[Findings] | None, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
+        """Score heads, one findings a seed: from the codes in ``found`` where the method has a recipe."""
+        module = import_module(f"headcodes.methods.{self.module}")
+        scored: list[Findings]
+        if found is not None:
+            scored = module.score(self.id, found, inputs, level, seeds)
+        elif self.coded:
+            scored = module.find_many(self.id, inputs, level, seeds)
+        else:
+            scored = [module.find(self.id, inputs, level, seed) for seed in seeds]
+        return scored
+
+    def check(self, level: Level) -> None:
+        """Refuse a level that the method does not have.
+
+        Raises:
+            HeadcodesError: it has none.
+        """
         if level not in self.levels:
             from headcodes.methods import METHODS
 
@@ -76,8 +105,3 @@ class Method:
                 f"level={level!r}",
                 f"Choose another level, or a method that has it: {others}.",
             )
-        module = import_module(f"headcodes.methods.{self.module}")
-        if self.coded:
-            found: list[Findings] = module.find_many(self.id, inputs, level, seeds)
-            return found
-        return [module.find(self.id, inputs, level, seed) for seed in seeds]

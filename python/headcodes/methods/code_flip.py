@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headcodes.methods import code_sets
 from headcodes.methods.findings import Findings
 
 if TYPE_CHECKING:
@@ -19,13 +18,12 @@ if TYPE_CHECKING:
     from headcodes.methods.inputs import Inputs
 
 
-def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
+def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
     """Score a head by the share of pairs in which its clean and its corrupted code differ.
 
     Codes as in the recipe of this name: every head centred and scaled, pairs that the autoencoder saw left out where
     others remain. A dead row's code differs from every living one.
     """
-    found = code_sets.find_many(name, inputs, "node", seeds)
     for findings in found:
         findings.set_heads(torch.from_numpy(flip_shares(findings, len(inputs.tokens))))
     return found

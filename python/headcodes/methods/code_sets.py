@@ -6,6 +6,7 @@ differ in the entries of one table.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from headcodes.codes.recipes import RECIPES, Recipe, make_codes
+from headcodes.codes.recipes import RECIPES, Codes, Recipe, Trained, encode_heads, train_autoencoders
 from headcodes.methods.findings import Findings
 from headcodes.methods.inputs import Inputs
 from headcodes.overlap.counts import pair_unique_counts, unique_counts
@@ -23,23 +24,22 @@ if TYPE_CHECKING:
     from headcodes.methods import Level
 
 
-def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
-    """Score heads by the number of codes that occur in positives and in no negative; pairs likewise by code pairs."""
-    recipe = RECIPES[name]
-    activations = inputs.activations
-    found = [Findings(head_scores=np.zeros((activations.n_layers, activations.n_heads))) for _ in seeds]
-    if name == "contrast" and inputs.model.dtype == torch.bfloat16:
+def train(recipe: str, inputs: Inputs, seeds: Sequence[int]) -> Trained:
+    """Train the autoencoders of a recipe (``headcodes.codes.recipes``), one a seed."""
+    its = RECIPES[recipe]
+    if recipe == "contrast" and inputs.model.dtype == torch.bfloat16:
         # Half the time at the same loss where the device computes in it; the published recipes stay in fp32.
-        recipe = replace(recipe, config=replace(recipe.config, dtype=torch.bfloat16))
-    coded = make_codes(activations, recipe, seeds, inputs.settings.n_train, inputs.backend, found[0].timed)
-    for findings, each in zip(found, coded, strict=True):
-        findings.take_codes(each)
-        _count(findings, recipe, each.trained, inputs, level)
-    return found
+        its = replace(its, config=replace(its.config, dtype=torch.bfloat16))
+    return train_autoencoders(inputs.activations, its, seeds, inputs.settings.n_train)
 
 
-def _count(findings: Findings, recipe: Recipe, trained: list[int], inputs: Inputs, level: Level) -> None:
-    """Fill in the scores that follow from a seed's codes, ``trained`` being the prompts of its autoencoder."""
+def count(coded: Codes, recipe: Recipe, inputs: Inputs, level: Level) -> Findings:
+    """Count the codes, at edge level the pairs of codes, that occur in positives and in no negative: the scores.
+
+    Where the recipe holds out, prompts that trained the autoencoder do not count.
+    """
+    findings = Findings.of(inputs.model)
+    findings.take_codes(coded)
     codes, n_pairs = findings.codes, len(inputs.tokens)
     assert codes is not None
     if recipe.dead == 0:
@@ -47,13 +47,13 @@ def _count(findings: Findings, recipe: Recipe, trained: list[int], inputs: Input
 
     judged = np.ones((2, n_pairs), dtype=bool)
     if recipe.hold_out:
-        judged.reshape(-1)[trained] = False
+        judged.reshape(-1)[coded.trained] = False
         if not judged.all(axis=0).any():  # so few pairs that all were trained on: judged on the same ones
             judged[:] = True
     findings.judged = judged.reshape(-1)
     positive, negative = codes[:n_pairs][judged[0]], codes[n_pairs:][judged[1]]
     dead = None if recipe.dead == 0 else recipe.dead
-    untrained = np.setdiff1d(np.arange(n_pairs), np.asarray(trained) % n_pairs)
+    untrained = np.setdiff1d(np.arange(n_pairs), np.asarray(coded.trained) % n_pairs)
     findings.counted = codes[:n_pairs][untrained], codes[n_pairs:][untrained], dead
     with findings.timed("overlap"):
         counts = unique_counts(positive, negative, dead=dead, threads=inputs.threads)
@@ -62,3 +62,21 @@ def _count(findings: Findings, recipe: Recipe, trained: list[int], inputs: Input
             pairs = pair_unique_counts(positive, negative, dead=dead, threads=inputs.threads)
             findings.mention_scores = mention_scores(pairs).astype(np.float64)
             findings.pair_scores = pairs.astype(np.float64)
+    return findings
+
+
+def coded(recipe: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
+    """Train, encode and count, one findings a seed; what the seeds share counts in the first one's seconds."""
+    start = time.perf_counter()
+    trained = train(recipe, inputs, seeds)
+    trained_s = time.perf_counter() - start
+    codes = encode_heads(inputs.activations, trained, inputs.backend)
+    encoded_s = time.perf_counter() - start - trained_s
+    found = [count(each, trained.recipe, inputs, level) for each in codes]
+    found[0].timings_s = {"train": trained_s, "encode": encoded_s, **found[0].timings_s}
+    return found
+
+
+def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
+    """Return the counts as they are: the published method's scores."""
+    return found

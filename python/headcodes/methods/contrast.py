@@ -7,19 +7,19 @@ differs between the two prompts of a pair, position by position. docs/recipe.md 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headcodes.methods import code_sets
 from headcodes.methods.changes import changes
 from headcodes.methods.code_flip import flip_shares
 from headcodes.methods.findings import Findings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
     from headcodes.prompts.tokens import TokenPairs
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 N_MEASURED = 64
 
 
-def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
+def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
     """Score a head by the change it makes to the answer plus the change it makes to the stream, each in standard
     deviations over heads.
 
@@ -43,7 +43,6 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
     by their counts, as published.
     Prompts of different length are compared from their ends, back to where they part.
     """
-    found = code_sets.find_many("contrast", inputs, level, seeds)
     measured = inputs.tokens.subset(range(min(N_MEASURED, inputs.n_proposing)))
     with found[0].timed("capture"):
         to_answer, to_stream = _changes(inputs, measured)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.methods import attribution, contrast
+from headcodes.methods import attribution, code_sets, contrast
 from headcodes.methods.findings import Findings
 
 if TYPE_CHECKING:
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from headcodes.methods.inputs import Inputs
 
 
-def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
+def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
     """Run ``attribution`` where gradients can be had, else ``contrast``; the findings name which, and why.
 
     Warns:
         HeadcodesWarning: gradients were not forbidden, and still cannot be had.
     """
-    reason, found = None, None
+    reason = None
     if not inputs.gradient:
         reason = "gradients were not asked for"
     else:
         try:
-            found = attribution.find_many("attribution", inputs, level, seeds)
+            found = attribution.score("attribution", found, inputs, level, seeds)
         except attribution.GradientError as error:
             reason = error.got
         except torch.OutOfMemoryError:
             reason = f"a backward pass does not fit the memory of {inputs.model.device}"
-    if found is None:
+    if reason is not None:
         if inputs.metric is not None:
             raise HeadcodesError(
                 "a metric needs gradients, else default stands for contrast, which has none",
@@ -46,7 +46,7 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
                 HeadcodesWarning,
                 stacklevel=2,
             )
-        found = contrast.find_many("contrast", inputs, level, seeds)
+        found = contrast.score("contrast", code_sets.coded("contrast", inputs, level, seeds), inputs, level, seeds)
     for findings in found:
         findings.method_used = "attribution" if reason is None else "contrast"
         findings.fallback = reason

@@ -86,6 +86,10 @@ class Inputs:
         self.capture_s = time.perf_counter() - start
         return activations, logits
 
+    def capture(self) -> None:
+        """Run the model over all prompts, unless that is done or kept: ``activations`` and ``logit_differences``."""
+        _ = self._captured
+
     @property
     def activations(self) -> HeadActivations:
         """Head activations of all clean prompts, then all corrupted ones: z [2 * n_pairs, n_component, d_head]."""

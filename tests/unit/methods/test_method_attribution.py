@@ -85,6 +85,6 @@ def test_default_goes_on_when_memory_runs_out(tiny_model: Any, monkeypatch: pyte
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(default.attribution, "find_many", full)
+    monkeypatch.setattr(default.attribution, "score", full)
     with pytest.warns(HeadcodesWarning, match="does not fit the memory of cpu"):
         assert methods.get("default").find(Inputs(tiny_model(), token_pairs())).method_used == "contrast"
