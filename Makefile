@@ -14,7 +14,7 @@ PYTEST = $(BIN)/python -m pytest
 SOURCES := pyproject.toml $(LOCK) CMakeLists.txt $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*/*.hpp)
 
 .PHONY: demo setup lock lint format test test-cpp test-kernels test-real test-gpu test-slow test-oldest test-newest test-with bench bench-compare \
-  bench-quality bench-paper bench-planted bench-gpu docs clean
+  bench-quality bench-paper bench-planted bench-gpu gpu-check docs clean
 
 # The package, what it depends on, and the weights: nothing that only tests and linters need.
 demo: $(VENV)/.installed
@@ -70,6 +70,8 @@ test-kernels: setup
 test-real: setup
 	$(PYTEST) -m "real and not slow"
 
+# Everything that wants a CUDA device: kernels, capture, every method, two devices where there are two, a scan with a
+# worker a GPU. The same methods run on a pretended device in `make test` (tests/pretend).
 test-gpu: setup
 	$(PYTEST) -m gpu tests
 
@@ -140,6 +142,10 @@ bench-planted: setup
 # Needs a CUDA device; without one it says so and leaves its rows empty.
 bench-gpu: setup
 	$(BIN)/python bench/gpu_encode.py
+
+# The first look at a GPU: one JSON to attach to an issue. Without one it says so, and leaves with status 1.
+gpu-check: setup
+	$(BIN)/python bench/gpu_check.py build/gpu-check.json
 
 # Prose, examples and the notebook are run, so that they cannot go stale.
 docs: setup

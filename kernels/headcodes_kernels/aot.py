@@ -90,7 +90,6 @@ def compile_kernel(kernel: str, precision: str, d_head: int, config: triton.Conf
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
     opcodes = Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", code, re.MULTILINE))
-    itemsize = 4 if precision in ("fp32", "tf32") else 2
     return Compiled(
         kernel,
         precision,
@@ -103,21 +102,35 @@ def compile_kernel(kernel: str, precision: str, d_head: int, config: triton.Conf
         stack_bytes=int(found[2]),
         local_accesses=opcodes["LDL"] + opcodes["STL"],
         shared_bytes=compiled.metadata.shared,
-        estimated_shared_bytes=_configs.shared_bytes(constants, config.num_stages, itemsize),
+        estimated_shared_bytes=_configs.shared_bytes(constants, config.num_stages, _itemsize(precision), capability),
         instructions=dict(opcodes),
     )
 
 
+def _itemsize(precision: str) -> int:
+    return 4 if precision in ("fp32", "tf32") else 2
+
+
 def compile_all(
-    d_heads: Sequence[int] = (64, 128), capabilities: Sequence[int] = CAPABILITIES, first_only: bool = False
+    d_heads: Sequence[int] = (64, 128),
+    capabilities: Sequence[int] = CAPABILITIES,
+    first_only: bool = False,
+    precisions: Sequence[str] = PRECISIONS,
+    shared_limit: int | None = None,
 ) -> Iterator[Compiled]:
-    """Compile every kernel in every precision; ``first_only`` takes one configuration of each, not all."""
+    """Compile every kernel in every precision; ``first_only`` takes one configuration of each, not all.
+
+    With ``shared_limit``, only those that would be launched on a card with so many bytes of shared memory a block.
+    """
     for kernel in KERNELS:
-        for precision in PRECISIONS:
-            configs = _configs.configs(kernel, precision)
+        for precision in precisions:
             for d_head in d_heads:
                 for capability in capabilities:
-                    for config in configs[1:2] if first_only else configs:
+                    configs = _configs.configs(kernel, precision)
+                    if shared_limit is not None:
+                        blocks = _configs.flags(precision, d_head)
+                        configs = _configs.fitting(configs, blocks, _itemsize(precision), shared_limit, capability)
+                    for config in configs[2:3] if first_only else configs:
                         yield compile_kernel(kernel, precision, d_head, config, capability)
 
 
@@ -141,8 +154,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-only", action="store_true", help="one configuration of each, not all")
     parser.add_argument("--d-head", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--capability", type=int, nargs="+", default=list(CAPABILITIES))
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--shared-limit", type=int, help="only what fits so many bytes of shared memory")
     args = parser.parse_args(argv)
-    for c in compile_all(args.d_head, args.capability, args.first_only):
+    for c in compile_all(args.d_head, args.capability, args.first_only, args.precision, args.shared_limit):
         if args.json:
             print(json.dumps(asdict(c)), flush=True)
             continue

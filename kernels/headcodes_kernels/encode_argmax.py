@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +24,8 @@ _DTYPES = {
 }
 # Latents in a row of weights are padded to this, so that the compiler may load 16 bytes at a time.
 LATENT_MULTIPLE = 16
+# Ampere: the oldest that the kernels are compiled for in the tests.
+_LEAST_CAPABILITY = 8
 
 _KERNELS = {
     "folded": (encode_argmax_kernel, ["d_head", "d_sae", "N_CLASS"]),
@@ -37,6 +41,21 @@ _tuned = {
 def interpreted() -> bool:
     """Say whether the kernels were built for Triton's interpreter, which runs them on CPU tensors (tests only)."""
     return _configs.INTERPRETED
+
+
+def why_not(device: torch.device) -> str | None:
+    """Say why the kernels cannot be compiled for a device, or None where they can."""
+    if interpreted():
+        return None
+    if device.type != "cuda":
+        return f"tensors on {device.type}, where Triton makes no code"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < _LEAST_CAPABILITY:
+        return f"compute capability {major}.{minor}, and the kernels are made for {_LEAST_CAPABILITY}.0 and later"
+    # Triton builds the function that launches a kernel with the system's compiler.
+    if not (os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))):
+        return "no C compiler (gcc, clang, or CC), which Triton needs"
+    return None
 
 
 def encode_argmax(

@@ -48,6 +48,30 @@ def test_every_kernel_and_precision_compiles_without_spills(tmp_path):
     check(rows)
 
 
+# Bytes of shared memory a block may have: H100, A100, and the cards of 99 KiB (RTX 30 to 50, L4, L40).
+CARDS = {90: 232_448, 80: 166_912, 89: 101_376}
+
+
+@pytest.mark.parametrize("capability", CARDS)
+def test_no_configuration_that_does_not_fit_a_card_is_launched_on_it(tmp_path, capability):
+    """In the widest type, with the widest heads held whole: there most configurations are too large."""
+    limit = CARDS[capability]
+    wanted = ["--precision", "tf32", "--d-head", "256", "--capability", str(capability), "--shared-limit", str(limit)]
+    rows = compiled(tmp_path, *wanted)
+    assert {row["kernel"] for row in rows} == {"folded", "unfolded"}
+    assert all(row["shared_bytes"] <= limit for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CARDS)
+def test_every_configuration_that_a_card_gets_fits_it(tmp_path, capability):
+    limit = CARDS[capability]
+    sizes = ["64", "128", "256", "512"]
+    rows = compiled(tmp_path, "--d-head", *sizes, "--capability", str(capability), "--shared-limit", str(limit))
+    assert len({(row["kernel"], row["precision"], row["d_head"]) for row in rows}) == 2 * 4 * len(sizes)
+    assert all(row["shared_bytes"] <= limit for row in rows)
+
+
 @pytest.mark.slow
 def test_every_configuration_compiles_without_spills(tmp_path):
     check(compiled(tmp_path))

@@ -43,7 +43,8 @@ def _shortened(recipe: Any) -> Any:
 @pytest.fixture(scope="session")
 def scores(tiny_hf: Any, tiny_tokenizer: Any) -> Callable[..., np.ndarray]:
     """``scores(family, method, place, level)``: head scores of a tiny model with tied embeddings on "cpu", on
-    "pretend:1", or on "both" devices, its norm and unembedding on another than its last layer."""
+    "pretend:1", or on "both" devices, its norm and unembedding on another than its last layer; "norm behind": the
+    norm with the last layer, the tied unembedding not."""
 
     def find(family: str, method: str, place: str = "cpu", level: str = "node", n: int = 4) -> np.ndarray:
         import headcodes
@@ -67,19 +68,20 @@ def scores(tiny_hf: Any, tiny_tokenizer: Any) -> Callable[..., np.ndarray]:
 
 def put(model: Any, place: str) -> None:
     """Move an opened model; "both": as accelerate spreads models, by its own hooks."""
-    if place == "both":
+    if place in ("both", "norm behind"):
         from accelerate import dispatch_model
 
-        dispatch_model(model.module, spread(model), force_hooks=True)
+        later = [*model.layers[1:], *([model.final_norm] if place == "norm behind" else [])]
+        dispatch_model(model.module, spread(model, later), force_hooks=True)
     elif place != "cpu":
         model.module.to(place)
         model.module.tie_weights()
 
 
-def spread(model: Any) -> dict[str, str]:
-    """Return a device map: the last layers on the second device, all else, the final norm included, on the first."""
+def spread(model: Any, modules: list[Any]) -> dict[str, str]:
+    """Return a device map: these modules on the second device, all else on the first."""
     names = {module: name for name, module in model.module.named_modules()}
-    later = {names[layer] for layer in model.layers[1:]}
+    later = {names[module] for module in modules}
     containers = {name.rpartition(".")[0] for name in later}
     found: dict[str, str] = {}
 

@@ -32,6 +32,11 @@ def test_nodes(scores: Callable[..., np.ndarray], family: str, method: str, plac
     check(scores, family, method, place, "node")
 
 
+@pytest.mark.parametrize("method", ["default", "contrast", "dla", "patching"])
+def test_an_unembedding_tied_to_an_embedding_elsewhere(scores: Callable[..., np.ndarray], method: str) -> None:
+    check(scores, "gpt2", method, "norm behind", "node")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("method", METHODS)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, HeadcodesWarning
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -59,13 +60,16 @@ def encode(
         dead: the code of a row without any active latent: -1 (counts nowhere) or 0 (the published recipe, where
             such a row looks like latent 0).
         backend: "torch", "triton", or "auto": ``HEADCODES_BACKEND`` if set, else Triton on CUDA tensors where it
-            can be imported, else torch. A named backend is used or refused, never replaced.
+            can be imported and can compile, else torch. A named backend is used or refused, never replaced.
         precision: of the products' inputs; sums are fp32. "fp32" is the truth the others are measured against;
             "tf32" needs the triton backend.
 
     Returns:
         int32 [n_prompt, n_component] on the activations' device; for a sequence of autoencoders
         [n_sae, n_prompt, n_component].
+
+    Warns:
+        HeadcodesWarning: "auto" takes torch on a GPU, with the reason.
 
     Raises:
         HeadcodesError: shapes that do not fit, a scale that is not positive, a backend that cannot run here,
@@ -79,6 +83,9 @@ def encode(
     if precision not in PRECISIONS:
         raise HeadcodesError(f"precision must be one of {', '.join(PRECISIONS)}", repr(precision), "Use 'fp32'.")
     chosen = resolve_backend(backend, z.device)
+    if chosen == "torch" and backend == "auto" and z.device.type == "cuda" and not os.environ.get("HEADCODES_BACKEND"):
+        reason = _why_not_triton(z.device)
+        warnings.warn(f"encoding runs in torch, more slowly than in Triton: {reason}", HeadcodesWarning, stacklevel=2)
     if precision == "tf32" and chosen == "torch":
         raise HeadcodesError(
             "precision 'tf32' needs the triton backend", f"backend {chosen!r}", "Use 'fp32' or 'bf16'."
@@ -118,8 +125,8 @@ def folding_pays(n_prompt: int, d_head: int, d_model: int, d_sae: int) -> bool:
 def resolve_backend(backend: str, device: torch.device) -> str:
     """Return "torch" or "triton" for tensors on ``device``.
 
-    "auto" takes ``HEADCODES_BACKEND`` where that is set, else Triton for CUDA tensors where it can be imported,
-    else torch.
+    "auto" takes ``HEADCODES_BACKEND`` where that is set, else Triton for CUDA tensors where it can be imported and
+    can compile (compute capability 8.0, a C compiler), else torch.
 
     Raises:
         HeadcodesError: the name is unknown, or the named backend cannot run on ``device``.
@@ -141,12 +148,10 @@ def resolve_backend(backend: str, device: torch.device) -> str:
 
 def _why_not_triton(device: torch.device) -> str | None:
     try:
-        from headcodes_kernels.encode_argmax import interpreted
+        from headcodes_kernels.encode_argmax import why_not
     except ImportError as error:
         return f"no importable triton ({error})"
-    if device.type != "cuda" and not interpreted():
-        return f"tensors on {device.type}, where Triton makes no code"
-    return None
+    return why_not(device)
 
 
 def _check_shapes(z: Tensor, W_O: Tensor, saes: Sequence[SparseAutoencoder]) -> None:

@@ -125,6 +125,7 @@ def tokenize(
         raise HeadcodesError("there must be at least one prompt pair", "none", "Give some prompts.")
     front = _front(tokenizer, bos)
     reader = _Reader(tokenizer, front, needs_wrong)
+    reader.read_all(pairs)
     found, faults = [], []
     for index, pair in enumerate(pairs):
         where = pair.where or f"prompt {index}"
@@ -158,8 +159,16 @@ class _Reader:
         if self.unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id):
             self.unknown = None  # GPT-2 names its end-of-text token "unknown" too, and its bytes spell every text.
         self.answers: dict[str, list[int]] = {}
+        self.read: dict[str, list[int]] = {}
         size: Any = getattr(tokenizer, "__len__", None)
         self.n_vocab: int | None = size() if size is not None else None
+
+    def read_all(self, pairs: PromptPairs) -> None:
+        """Read all prompts in one call where the tokenizer is of transformers' fast kind: a tenth of the time."""
+        tokenizer: Any = self.tokenizer
+        if getattr(tokenizer, "is_fast", False):
+            texts = list(dict.fromkeys(text for pair in pairs for text in (pair.clean, pair.corrupt)))
+            self.read = dict(zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True))
 
     def ids(self, pair: PromptPair, where: str) -> tuple[list[int], list[int], list[int], list[int]]:
         """Return the ids of both prompts, of the right answers, and of the wrong ones."""
@@ -187,7 +196,7 @@ class _Reader:
         return clean + shared, corrupt + shared, first, others
 
     def _prompt(self, text: str, side: str, where: str) -> list[int]:
-        ids = list(self.tokenizer.encode(text, add_special_tokens=False))
+        ids = self.read.get(text) or list(self.tokenizer.encode(text, add_special_tokens=False))
         if not ids:
             raise RowError(
                 f"the {side} text of {where} must not be empty", repr(text), "Give it words.", f"empty {side} text"

@@ -266,6 +266,26 @@ def test_backend_auto(monkeypatch):
     assert resolve_backend("auto", CUDA) == "torch"
 
 
+@pytest.mark.parametrize(
+    ("capability", "compilers", "reason"),
+    [((7, 5), "gcc", "compute capability 7.5"), ((9, 0), "", "no C compiler"), ((9, 0), "gcc", None)],
+)
+def test_backend_auto_asks_whether_triton_can_compile(monkeypatch, capability, compilers, reason):
+    pytest.importorskip("triton")
+    from headcodes.codes import encode as codes_module
+
+    monkeypatch.delenv("HEADCODES_BACKEND", raising=False)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("headcodes_kernels.encode_argmax.interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    monkeypatch.setattr("shutil.which", lambda name: name if name == compilers else None)
+    assert resolve_backend("auto", CUDA) == ("torch" if reason else "triton")
+    if reason:
+        assert reason in str(codes_module._why_not_triton(CUDA))
+        with pytest.raises(HeadcodesError, match=reason):
+            resolve_backend("triton", CUDA)
+
+
 def test_backend_from_the_environment_overrides_auto_only(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("HEADCODES_BACKEND", "torch")

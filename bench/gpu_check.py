@@ -1,0 +1,170 @@
+"""Look at a GPU for the first time: ``make gpu-check``, or ``python bench/gpu_check.py [FILE]``.
+
+Versions and capability; whether the kernels compile and agree with torch; whether a captured training step trains; a
+discovery on a planted model, whose circuit is known, and on GPT-2 XL with random weights, with seconds beside what was
+estimated. One JSON object, which says of each step whether it went well, to attach to an issue. Without a GPU it says
+so, and no step has a figure.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Seconds, warm, of a discovery on 250 pairs: counted from passes and launches, not measured (docs/performance.md).
+ESTIMATED_S = {"gpt2-xl": 1.6}
+
+
+def about() -> dict[str, Any]:
+    """Return versions, and what the GPUs are."""
+    import torch
+
+    from headcodes.provenance import versions
+
+    def gpu(number: int) -> dict[str, Any]:
+        found = torch.cuda.get_device_properties(number)
+        return {
+            "name": found.name,
+            "capability": f"{found.major}.{found.minor}",
+            "memory_bytes": found.total_memory,
+            "shared_bytes": getattr(found, "shared_memory_per_block_optin", None),
+        }
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions(),
+        "cuda": torch.version.cuda,
+        "gpus": [gpu(number) for number in range(torch.cuda.device_count())],
+    }
+
+
+def kernels() -> dict[str, Any]:
+    """Compile and run both kernels in every precision; return the shares of codes that differ from torch in fp32."""
+    import torch
+
+    from headcodes.activations.capture import HeadActivations
+    from headcodes.codes.encode import encode
+    from headcodes.codes.sae import SparseAutoencoder
+
+    generator = torch.Generator(device="cuda").manual_seed(0)
+
+    def draw(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator, device="cuda")
+
+    found: dict[str, Any] = {}
+    sae = SparseAutoencoder(draw(768, 200) / 28, draw(200) / 10, draw(200, 768), torch.zeros(768, device="cuda"))
+    for kernel, n in (("folded", 500), ("unfolded", 10)):
+        heads = HeadActivations(draw(n, 144, 64), draw(144, 64, 768) / 8, 12, 12, "mean")
+        truth = encode(heads, sae, backend="torch")
+        for precision in ("fp32", "tf32", "bf16", "fp16"):
+            start = time.perf_counter()
+            codes = encode(heads, sae, backend="triton", precision=precision)
+            torch.cuda.synchronize()
+            first_s = time.perf_counter() - start
+            flips = float((codes != truth).float().mean())
+            found[f"{kernel} {precision}"] = {"flips": flips, "first_call_s": first_s}
+            assert flips <= (0.001 if precision == "fp32" else 0.1), f"{kernel} {precision} flips {flips:.1%} of codes"
+    return found
+
+
+def training() -> dict[str, Any]:
+    """Train on the last GPU and on the CPU; return the last losses, which must agree."""
+    import torch
+
+    from headcodes.codes.sae import TrainConfig
+    from headcodes.codes.train import train
+
+    x = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
+    config = TrainConfig(d_sae=32, n_epochs=50)
+    last = f"cuda:{torch.cuda.device_count() - 1}"
+    losses = [
+        float(train(x.to(device), config, generator=torch.Generator().manual_seed(0)).losses[-1])
+        for device in ("cpu", last)
+    ]
+    assert abs(losses[1] / losses[0] - 1) < 1e-3, f"losses {losses} on the CPU and on {last}"
+    return {"device": last, "losses": losses}
+
+
+def planted() -> dict[str, Any]:
+    """Discover a planted circuit on the CPU and on the GPU; the rankings must agree."""
+    import numpy as np
+
+    from headcodes.discovery import discover
+    from headcodes.models.planted import load
+
+    found = []
+    for device in ("cpu", "cuda"):
+        plant = load("planted-ioi", device=device)
+        pairs = plant.task.build(plant.model.tokenizer, n=32, seed=0)
+        found.append(discover(plant.model, pairs).head_scores.ravel())
+    correlation = float(np.corrcoef(found)[0, 1])
+    assert correlation > 0.99, f"scores on CPU and GPU correlate by {correlation:.3f}"
+    return {"correlation": correlation}
+
+
+def gpt2_xl() -> dict[str, Any]:
+    """Discover on GPT-2 XL's shape with random weights in bf16, twice; the second run is warm."""
+    import torch
+    import transformers as tf
+
+    from headcodes import tasks
+    from headcodes.discovery import discover
+    from headcodes.models.load import load_model
+    from headcodes.models.planted import load
+
+    tokenizer = load("planted-ioi").model.tokenizer
+    config = tf.GPT2Config(vocab_size=50257, n_embd=1600, n_layer=48, n_head=25)
+    with torch.device("cuda"):
+        module = tf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    model = load_model(module, tokenizer=tokenizer)
+    pairs = tasks.get("ioi").build(tokenizer, n=250, seed=0)
+    runs = []
+    for _ in range(2):
+        torch.cuda.synchronize()
+        runs.append(discover(model, pairs, level="edge").timings_s)
+    return {"first_s": runs[0], "warm_s": runs[1], "estimated_s": ESTIMATED_S["gpt2-xl"]}
+
+
+STEPS: dict[str, Callable[[], dict[str, Any]]] = {
+    "kernels": kernels,
+    "training": training,
+    "planted": planted,
+    "gpt2-xl": gpt2_xl,
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run every step, also after one that fails; return the exit status."""
+    import torch
+
+    warnings.simplefilter("ignore")
+    report: dict[str, Any] = {"about": about(), "steps": {}}
+    if torch.cuda.is_available():
+        for name, step in STEPS.items():
+            print(f"gpu-check: {name}", file=sys.stderr, flush=True)
+            try:
+                report["steps"][name] = {"well": True} | step()
+            except Exception as error:
+                said = "".join(traceback.format_exception(error)[-4:])
+                report["steps"][name] = {"well": False, "error": f"{type(error).__name__}: {error}", "where": said}
+    else:
+        report["missing"] = "no CUDA device (torch.cuda.is_available() is false): nothing was run"
+    text = json.dumps(report, indent=2, default=str)
+    if argv:
+        Path(argv[0]).parent.mkdir(parents=True, exist_ok=True)
+        Path(argv[0]).write_text(text + "\n")
+    print(text)
+    well = bool(report["steps"]) and all(step["well"] for step in report["steps"].values())
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
