@@ -19,7 +19,7 @@ import pytest
 from headcodes.errors import HeadcodesError
 from headcodes.scan import Plan, load_store, scan
 from headcodes.scan.plan import Cell
-from headcodes.scan.run import run, survey
+from headcodes.scan.run import run_work, survey
 from scan_plan import LISTS, N_CELLS, SMALL, arrays, results
 
 PLAN = Plan.from_lists("planted-ioi,planted-ioi-480", "ioi", "act-norm,mean-diff", "0-1", n_prompts=8)
@@ -174,7 +174,7 @@ def test_ten_kills_on_a_cluster(cluster: Any, random_models: str, undisturbed_pl
         in_hand: set[Cell] = set()
         identities = []
         with kills(cluster, 10 - sum(n_killed), in_hand) as killed:
-            for row in run(work, store, engine="ray", address=cluster.address, started=in_hand.add):
+            for row in run_work(work, store, engine="ray", address=cluster.address, started=in_hand.add):
                 identities.append(row["identity"])
                 in_hand.discard(cells[row["identity"]])
                 here = Counter(workers(*cluster.list_all_nodes()).values())

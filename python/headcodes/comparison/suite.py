@@ -16,7 +16,7 @@ from headcodes.comparison.rows import Row, write
 from headcodes.errors import HeadcodesError
 from headcodes.scan.cells import Worker
 from headcodes.scan.plan import Cell, Plan
-from headcodes.scan.run import Work, run
+from headcodes.scan.run import Work, run_work
 from headcodes.store.cells import read_row, statuses
 
 if TYPE_CHECKING:
@@ -88,10 +88,10 @@ def judged_cells(
     for seed in seeds:
         plan: dict[str, Any] = {"models": ((model, None),), "tasks": ((task, None),), "seeds": (seed,)}
         cells = {cell.method: cell for cell in Plan(methods=able, **plan, **shared, prompt_seed=seed).cells()}
-        kept = _kept({name: cell for name, cell in cells.items() if name not in over}, out, budget_s)
+        kept = _rows_kept({name: cell for name, cell in cells.items() if name not in over}, out, budget_s)
         jobs = tuple((cell.identity(), cell) for name, cell in cells.items() if name not in {*over, *kept})
         # Cells of one task and seed come in the order of their methods.
-        done = run(Work(jobs, len(cells), n_done=len(kept), n_failed=0), out, worker=worker)
+        done = run_work(Work(jobs, len(cells), n_done=len(kept), n_failed=0), out, worker=worker)
         for method in method_ids:
             if method not in cells:
                 levels = " and ".join(methods.get(method).levels)
@@ -109,7 +109,7 @@ def judged_cells(
             yield row
 
 
-def _kept(cells: Mapping[str, Cell], out: Path, budget_s: float | None) -> dict[str, dict[str, Any]]:
+def _rows_kept(cells: Mapping[str, Cell], out: Path, budget_s: float | None) -> dict[str, dict[str, Any]]:
     """Return the store's rows of those cells that need not be done, or done again with a larger budget."""
     identities = {cell.identity(): name for name, cell in cells.items()}
     found = {}

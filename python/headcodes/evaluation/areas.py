@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from scipy.integrate import trapezoid
 
+from headcodes.circuit.mib import MIB_SHARES
 from headcodes.errors import HeadcodesError
-from headcodes.evaluation.faithfulness import Ablation, Engine, behaviour, normalised
+from headcodes.evaluation.faithfulness import Ablation, behaviour, normalised
 from headcodes.interventions.ablate import EdgeAblation, edge_order
 from headcodes.interventions.reads import edge_bytes_per_token, edge_names
 from headcodes.interventions.runs import DEFAULT_GRAPH_BYTES, batches
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES
+from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
     from headcodes.prompts.tokens import TokenPairs
 
 
-# MIB's shares of the edges.
-MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+# MIB's shares of the edges, and all of them.
+SHARES = (*MIB_SHARES, 1.0)
 
 
 def cpr_cmd(
     evaluate: Callable[[list[int]], float],
     scores: ArrayLike,
     *,
-    shares: Sequence[float] = MIB_SHARES,
+    shares: Sequence[float] = SHARES,
 ) -> dict[str, Any]:
     """MIB's two areas over circuits of rising size.
 
@@ -80,7 +81,7 @@ def head_cpr_cmd(
     head_scores: ArrayLike,
     *,
     ablation: Ablation = "resample",
-    shares: Sequence[float] = MIB_SHARES,
+    shares: Sequence[float] = SHARES,
     engine: Engine = "auto",
     memory_bytes: int = DEFAULT_SWEEP_BYTES,
 ) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def edge_cpr_cmd(
     tokens: TokenPairs,
     edges: Edges,
     *,
-    shares: Sequence[float] = MIB_SHARES,
+    shares: Sequence[float] = SHARES,
     memory_bytes: int = DEFAULT_GRAPH_BYTES,
 ) -> dict[str, Any]:
     """CPR and CMD over shares of the edges of the whole graph, as MIB defines them.
@@ -113,7 +114,7 @@ def edge_cpr_cmd(
     An edge outside the circuit carries what its source says on the corrupted prompt; m is the mean logit difference.
     As in MIB's public code, a circuit of share p takes the int(p * n) edges of largest score, wherever they lie (its
     greedy search from the logits back is an option there, off by default). MIB then prunes edges that lead nowhere or
-    come from nowhere. That changes no m: a part none of whose edges is kept says what it says on the corrupted prompt
+    come from nowhere. That changes no m: a part none of whose edges is kept has its activation on the corrupted prompt
     anyway. So nothing is pruned here.
 
     Batches of pairs are run one after another, every circuit on each, so that memory is that of one batch: the model's
@@ -153,7 +154,7 @@ def edge_cpr_cmd(
         lost = np.zeros(1 + len(wanted))
         whole = 0.0
         for batch in batches(tokens, edge_bytes_per_token(model), memory_bytes):
-            part = EdgeAblation(model, tokens.subset(batch.rows), "corrupted", "logit-diff")
+            part = EdgeAblation(model, tokens.subset(batch.rows), "resample", "logit-diff")
             whole += part.clean_logit_diff * len(batch.rows)
             for place, taken in enumerate([(), *wanted]):
                 removed = torch.zeros(edges.scores.shape, dtype=torch.bool)

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
-from headcodes.interventions.edits import Plan
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, EngineUsed, run
+from headcodes.interventions.edits import EditPlan
+from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed, run_edited
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 
 Ablation = Literal["zero", "mean", "resample"]
-Engine = Literal["auto", "walk", "forward"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Faithfulness:
         full, empty, kept, ablated: Mean measures of the untouched model, of no heads, of the circuit kept,
             of the circuit ablated.
         ablation: What ablated heads say: "zero" nothing, "mean" their mean over corrupted prompts and
-            positions, "resample" what they say on the corrupted prompt.
+            positions, "resample" their activations on the corrupted prompt.
         n_pairs: How many pairs the means are over.
         engine: Which engine ran, and why.
     """
@@ -99,7 +98,7 @@ class Faithfulness:
 
 
 @dataclass(frozen=True)
-class Curve:
+class FaithfulnessCurve:
     """Faithfulness and completeness of the best-ranked heads, by how many are taken.
 
     Attributes:
@@ -126,7 +125,7 @@ class Curve:
         return asdict(self)
 
 
-class _Keep(Plan):
+class _Keep(EditPlan):
     """Row r keeps the heads of circuit r - 2 and ablates the others."""
 
     def __init__(self, kept: Tensor, instead: Tensor | None, with_mlps: Tensor) -> None:
@@ -145,7 +144,7 @@ class _Keep(Plan):
     def edit_mlp(self, layer: int, output: Float[Tensor, "row pair pos d_model"]) -> None:
         output[2:][~self.with_mlps] = output[1]
 
-    def part(self, rows: slice) -> Plan:
+    def part(self, rows: slice) -> EditPlan:
         return _Keep(self.kept[rows], self.instead, self.with_mlps[rows])
 
 
@@ -166,10 +165,10 @@ def behaviour(
         tokens: Pairs whose two prompts have equally many tokens.
         kept: Bool [n_run, n_layers, n_heads]: the heads that stay, run by run.
         ablation: What the other heads say: "zero", "mean" (their mean over all corrupted prompts and
-            positions) or "resample" (what they say on the corrupted prompt, position by position).
+            positions) or "resample" (their activations on the corrupted prompt, position by position).
         with_mlps: Run by run, whether MLPs stay, computed again (all by default); else their outputs are those on the
             corrupted prompt.
-        engine, memory_bytes: See ``headcodes.interventions.walk.run``.
+        engine, memory_bytes: See ``headcodes.interventions.walk.run_edited``.
 
     Returns:
         Measures with two runs in front of those asked for: clean and corrupted.
@@ -216,7 +215,9 @@ def behaviour(
 
     plan = _Keep(mask, instead, torch.tensor([True] * len(mask) if with_mlps is None else list(with_mlps)))
     with progress("running circuits", total=len(tokens)) as advance:
-        used = run(model, tokens, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=True)
+        used = run_edited(
+            model, tokens, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=True
+        )
     return Behaviour(**measures, engine=used)
 
 
@@ -238,7 +239,7 @@ def faithfulness(
         heads: The circuit, (layer, head).
         ablation: See ``behaviour``.
         minimality: Whether to take every head out in turn (a run a head).
-        engine, memory_bytes: See ``headcodes.interventions.walk.run``.
+        engine, memory_bytes: See ``headcodes.interventions.walk.run_edited``.
 
     Raises:
         HeadcodesError: a head that the model does not have; the full model does not differ from the empty
@@ -278,7 +279,7 @@ def curve(
     ablation: Ablation = "resample",
     engine: Engine = "auto",
     memory_bytes: int = DEFAULT_SWEEP_BYTES,
-) -> Curve:
+) -> FaithfulnessCurve:
     """Take more and more of the best-ranked heads, and random ones beside them.
 
     Args:
@@ -289,7 +290,7 @@ def curve(
         n_random: Random circuits a size; 0 for none.
         seed: Of the random circuits.
         ablation: See ``behaviour``.
-        engine, memory_bytes: See ``headcodes.interventions.walk.run``.
+        engine, memory_bytes: See ``headcodes.interventions.walk.run_edited``.
 
     Raises:
         HeadcodesError: as ``faithfulness``.
@@ -305,7 +306,7 @@ def curve(
     found = behaviour(model, tokens, kept, ablation=ablation, engine=engine, memory_bytes=memory_bytes)
     f = normalised(found.logit_diff, empty=2)[3:].reshape(len(orders) + 1, len(steps))
     random = f[1:-1]
-    return Curve(
+    return FaithfulnessCurve(
         sizes=steps,
         faithfulness=f[0].tolist(),
         completeness=f[-1].tolist(),

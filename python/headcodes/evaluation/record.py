@@ -29,7 +29,7 @@ class Evaluation:
         paths: Against exact path patching between the heads of largest effect (``evaluation.paths.judge_paths``), where
             that was asked for.
         faithfulness: Of the chosen heads (``Faithfulness.as_dict``).
-        curve: Over circuit sizes with a random band (``Curve.as_dict``).
+        curve: Over circuit sizes with a random band (``FaithfulnessCurve.as_dict``).
         areas: CPR and CMD over shares of the heads (``head_cpr_cmd``).
         edge_areas: CPR and CMD over shares of the edges (``edge_cpr_cmd``), MIB's own, of a circuit that scores edges
             beyond pairs of heads.

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from headcodes.prompts.tokens import TokenPairs
 
 
-Ablation = Literal["corrupted", "zero"]
+PairAblation = Literal["resample", "zero"]
 
 
 @dataclass
@@ -59,8 +59,8 @@ class HeadAblation:
         HeadcodesError: clean and corrupted prompt of a pair differ in length (corrupted ablation).
     """
 
-    def __init__(self, model: Model, tokens: TokenPairs, ablation: Ablation, loss: Metric) -> None:
-        if ablation == "corrupted":
+    def __init__(self, model: Model, tokens: TokenPairs, ablation: PairAblation, loss: Metric) -> None:
+        if ablation == "resample":
             require_equal_lengths(tokens, "corrupted ablation")
         self.model, self.ablation, self.kind, self.n_pairs = model, ablation, loss, len(tokens)
         with ready(model), torch.no_grad():
@@ -78,7 +78,7 @@ class HeadAblation:
         whole = whole_vocabulary(self.kind)
         clean = run(self.model, batch.clean, batch, whole_vocabulary=whole)
         ablated = clean
-        if self.ablation == "corrupted":
+        if self.ablation == "resample":
             ablated = run(self.model, batch.corrupt, batch, whole_vocabulary=whole)
         else:
             ablated = Parts(
@@ -133,7 +133,7 @@ class EdgeAblation(HeadAblation):
     """The loss of ablating sets of edges, rows and columns as ``reads.edge_names`` names them.
 
     A destination whose edges are removed reads the residual stream less what their sources say in this very run, plus
-    what they say when ablated. Exact: MLPs and later heads answer to what they then read.
+    their ablated activations. Exact: MLPs and later heads answer to what they then read.
 
     Keys and values that several heads share (grouped queries) are told apart: an edge into one head's key changes what
     that head attends by, and nothing for the others of its group.
@@ -143,7 +143,7 @@ class EdgeAblation(HeadAblation):
             whose projections are unknown; grouped queries in attention that cannot be told how many keys there are.
     """
 
-    def __init__(self, model: Model, tokens: TokenPairs, ablation: Ablation, loss: Metric) -> None:
+    def __init__(self, model: Model, tokens: TokenPairs, ablation: PairAblation, loss: Metric) -> None:
         if model.n_kv_heads != model.n_heads and not hasattr(model.attention(0), _GROUPS):
             raise HeadcodesError(
                 "edges can be cut where every head has, or can be given, keys and values of its own",
@@ -222,7 +222,7 @@ class _Cut:
         self.removed, self.gone = removed, removed.float().to(ablated.device)
         self.reads = Reads(model)
         self.group_size = model.n_heads // model.n_kv_heads
-        # What each source says in this pass less what it says when ablated, as the pass comes by it.
+        # Each source's output in this pass less its ablated one, taken as the pass computes it.
         self.gap = torch.zeros_like(ablated)
 
     @contextmanager
@@ -233,7 +233,7 @@ class _Cut:
             hooks.enter_context(reads.recording())
             if self.group_size > 1:
                 hooks.enter_context(_ungrouped(model))
-            hooks.enter_context(edit_input(model.layers[0], self._heard(self.rows.of("input", 0))))
+            hooks.enter_context(edit_input(model.layers[0], self._keep_input(self.rows.of("input", 0))))
             for layer in range(model.n_layers):
                 for slot in "qkv":
                     module, _ = reads.slots[layer][slot]
@@ -242,17 +242,17 @@ class _Cut:
                 part = model.mlp(layer)
                 if part is not None:
                     hooks.enter_context(edit_input(reads.mlp_reader(layer), self._mlp(layer)))
-                    hooks.callback(part.register_forward_hook(self._mlp_said(layer)).remove)
+                    hooks.callback(part.register_forward_hook(self._keep_mlp_output(layer)).remove)
             assert model.final_norm is not None
             hooks.enter_context(edit_input(model.final_norm, self._final))
             yield
 
-    def _says(self, row: slice, said: Tensor) -> None:
-        self.gap[row] = said.to(self.gap.device) - self.ablated[row]
+    def _keep_output(self, row: slice, output: Tensor) -> None:
+        self.gap[row] = output.to(self.gap.device) - self.ablated[row]
 
-    def _heard(self, row: slice) -> Edit:
+    def _keep_input(self, row: slice) -> Edit:
         def note(x: Tensor) -> Tensor:
-            self._says(row, x.float().reshape(1, -1))
+            self._keep_output(row, x.float().reshape(1, -1))
             return x
 
         return note
@@ -261,15 +261,17 @@ class _Cut:
         def note(z: Tensor) -> Tensor:
             heads = self.model.by_head(layer, z.float()) * self.model.facts.scale("z", layer)
             weights = self.model.W_O[layer].to(z.device).float()
-            self._says(self.rows.heads(layer), torch.einsum("bshd,hdm->hbsm", heads, weights).flatten(1))
+            self._keep_output(self.rows.heads(layer), torch.einsum("bshd,hdm->hbsm", heads, weights).flatten(1))
             return z
 
         return note
 
-    def _mlp_said(self, layer: int) -> Any:
+    def _keep_mlp_output(self, layer: int) -> Any:
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
-            said = output[0] if isinstance(output, tuple) else output
-            self._says(self.rows.mlp(layer), self.model.facts.scale("mlp", layer) * said.float().reshape(1, -1))
+            output = output[0] if isinstance(output, tuple) else output
+            self._keep_output(
+                self.rows.mlp(layer), self.model.facts.scale("mlp", layer) * output.float().reshape(1, -1)
+            )
 
         return note
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headcodes.prompts.tokens import TokenPairs
 
 
-class Plan:
+class EditPlan:
     """What to change in which row. Rows 0 and 1 are the clean and the corrupted run; row r edits run r - 2.
 
     ``starts`` gives the layer at which each edited row enters, in rising order. The edit functions change
@@ -41,7 +41,7 @@ class Plan:
         """Change queries, keys or values (before rotary embedding); key and value heads may be fewer than
         heads."""
 
-    def part(self, rows: slice) -> Plan:
+    def part(self, rows: slice) -> EditPlan:
         """Return the plan of some of the edited rows; only asked for where rows do not depend on one
         another."""
         raise NotImplementedError

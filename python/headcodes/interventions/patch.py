@@ -1,5 +1,4 @@
-"""The causal truth: what a model's answer loses when one part of it says what it says on the corrupted
-prompt.
+"""The causal truth: what a model's answer loses when a part is replaced by its activation on the corrupted prompt.
 
 Resample patching: a head's result (at all positions) is taken from the corrupted run, everything after it is
 computed again. The effect is LD(clean) - LD(patched), with LD the logit difference, logsumexp over the right
@@ -22,9 +21,9 @@ from headcodes import metrics
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
 from headcodes.files import cache_dir, checksum
-from headcodes.interventions.edits import Plan, groups
+from headcodes.interventions.edits import EditPlan, groups
 from headcodes.interventions.metric import measure_rows, whole_vocabulary
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, EngineUsed, run
+from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed, run_edited
 from headcodes.progress import progress as progress_bar
 from headcodes.prompts.task_check import logit_differences
 from headcodes.settings import Metric
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 
 Components = Literal["heads", "heads+mlps"]
-Engine = Literal["auto", "walk", "forward"]
 
 _VERSION = 2
 
@@ -98,7 +96,7 @@ class CausalTruth:
         return [(self.names[i], float(mean[i])) for i in np.argsort(-np.abs(mean), kind="stable")[:k]]
 
 
-class _Patches(Plan):
+class _Patches(EditPlan):
     """Row r takes one component from the corrupted run."""
 
     def __init__(self, components: Sequence[tuple[int, int | None]]) -> None:
@@ -116,7 +114,7 @@ class _Patches(Plan):
             if where == layer and head is None:
                 output[row] = output[1]
 
-    def part(self, rows: slice) -> Plan:
+    def part(self, rows: slice) -> EditPlan:
         return _Patches(self.components[rows])
 
 
@@ -145,8 +143,8 @@ def causal_truth(
         pairs: How many answered pairs to use, the first ones; all where None.
         progress: Show a bar on stderr (in a terminal).
         cache: Read and write the cache.
-        engine: See ``headcodes.interventions.walk.run``.
-        memory_bytes: See ``headcodes.interventions.walk.run``.
+        engine: See ``headcodes.interventions.walk.run_edited``.
+        memory_bytes: See ``headcodes.interventions.walk.run_edited``.
         metric: What effects are of (``headcodes.interventions.metric``). Which pairs are answered right is always told
             by the logit difference.
 
@@ -271,7 +269,9 @@ def patch_effects(
             advance(len(indices))
 
         whole = whole_vocabulary(metric)
-        used = run(model, todo, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=whole)
+        used = run_edited(
+            model, todo, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=whole
+        )
     return effects, used
 
 

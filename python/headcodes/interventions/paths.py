@@ -17,9 +17,9 @@ from torch import Tensor
 from headcodes import metrics
 from headcodes.errors import HeadcodesError
 from headcodes.graph import parse_head, split_slot
-from headcodes.interventions.edits import Plan
-from headcodes.interventions.patch import Engine, answered, logit_diffs
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, run
+from headcodes.interventions.edits import EditPlan
+from headcodes.interventions.patch import answered, logit_diffs
+from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, run_edited
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -90,8 +90,8 @@ def path_effects(
         pairs: How many answered pairs to use; all where None.
         known: Logit differences [n_pairs] of all clean and all corrupted prompts, where they are at hand.
         seed: Of the bootstrap.
-        engine: See ``headcodes.interventions.walk.run``.
-        memory_bytes: See ``headcodes.interventions.walk.run``.
+        engine: See ``headcodes.interventions.walk.run_edited``.
+        memory_bytes: See ``headcodes.interventions.walk.run_edited``.
 
     Raises:
         HeadcodesError: no edges, an edge that does not go from a head to a later head or the logits, a family whose
@@ -115,7 +115,7 @@ def path_effects(
                 found = logit_diffs(chosen, index, values)
                 effects[index, places] = found[0] - found[plan.outcomes]
 
-        run(model, chosen, plan, done=done, engine=engine, memory_bytes=memory_bytes, splits=False)
+        run_edited(model, chosen, plan, done=done, engine=engine, memory_bytes=memory_bytes, splits=False)
     low, high = metrics.mean_intervals(effects, seed=seed)
     return PathEffects(list(edges), effects, effects.mean(axis=0), low, high, clean_ld)
 
@@ -142,7 +142,7 @@ def _parsed(model: Model, source: str, target: str) -> _Path:
     return _Path(sender, receiver, "" if receiver is None else slot or "qkv")
 
 
-class _Paths(Plan):
+class _Paths(EditPlan):
     """A row for every sender: its head corrupted, all others held at clean; and one for every receiver: a clean run
     whose receiver alone is computed from the queries, keys or values of its sender's row."""
 

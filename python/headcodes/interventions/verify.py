@@ -11,8 +11,8 @@ import numpy as np
 from headcodes import metrics
 from headcodes.errors import HeadcodesError
 from headcodes.graph import head_name
-from headcodes.interventions.patch import Engine, answered, patch_effects
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, EngineUsed
+from headcodes.interventions.patch import answered, patch_effects
+from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -237,8 +237,8 @@ def verify(
         level: Of the bootstrap interval of each mean effect.
         n_resamples: Of the bootstrap.
         seed: Of the bootstrap.
-        engine: See ``headcodes.interventions.walk.run``.
-        memory_bytes: See ``headcodes.interventions.walk.run``.
+        engine: See ``headcodes.interventions.walk.run_edited``.
+        memory_bytes: See ``headcodes.interventions.walk.run_edited``.
 
     Raises:
         HeadcodesError: no heads, a head that the model does not have, or as ``causal_truth``.

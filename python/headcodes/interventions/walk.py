@@ -18,13 +18,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.interventions.edits import Plan, groups
+from headcodes.interventions.edits import EditPlan, groups
 from headcodes.models.hooks import as_found
 from headcodes.models.model import Model
 from headcodes.models.prefix_cache import cache_argument, prefix_cache, why_not_walked
@@ -42,12 +42,15 @@ _FEWEST_ROWS = 32
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 
 
+Engine = Literal["auto", "walk", "forward"]
+
+
 @dataclass(frozen=True)
 class EngineUsed:
     """Which engine ran.
 
     Attributes:
-        name: "walk" or "forward", as ``run`` takes them.
+        name: "walk" or "forward", as ``run_edited`` takes them.
         why: why layers could not be walked through; None where they were, or where "forward" was asked for.
     """
 
@@ -55,13 +58,13 @@ class EngineUsed:
     why: str | None = None
 
 
-def run(
+def run_edited(
     model: Model,
     tokens: TokenPairs,
-    plan: Plan,
+    plan: EditPlan,
     *,
     done: Callable[[list[int], list[list[Tensor]]], None],
-    engine: str = "auto",
+    engine: Engine = "auto",
     memory_bytes: int = DEFAULT_SWEEP_BYTES,
     splits: bool = True,
     whole_vocabulary: bool = False,
@@ -165,7 +168,7 @@ class _Batch:
         self.scored: list[list[int]] | None = None if whole_vocabulary else tokens.scored_ids
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] | None = None
 
-    def walk(self, plan: Plan) -> list[Tensor] | None:
+    def walk(self, plan: EditPlan) -> list[Tensor] | None:
         """Return logits [n_row, n_answer] a pair, or None where the walk does not give the model's own
         answers."""
         model = self.model
@@ -228,7 +231,7 @@ class _Batch:
         # One pair of the batch stands for all: they have one length and one first changed place.
         self.own = _own_answers(model, self.ids[:, :1], None if self.scored is None else self.scored[:1])[0]
 
-    def forward(self, plan: Plan) -> list[Tensor]:
+    def forward(self, plan: EditPlan) -> list[Tensor]:
         """Do the same by whole forward passes: every row from the first token and the first layer on."""
         model = self.model
         n_rows = 2 + len(plan.starts)
@@ -245,7 +248,7 @@ class _Shape:
 
 
 @contextmanager
-def _editing(model: Model, plan: Plan, shape: _Shape) -> Iterator[None]:
+def _editing(model: Model, plan: EditPlan, shape: _Shape) -> Iterator[None]:
     """Let ``plan`` edit heads, MLPs and slots wherever it wants to, while open."""
 
     def unfold(x: Tensor, *tail: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Edges
-from headcodes.interventions.ablate import Ablation, EdgeAblation, HeadAblation, edge_order
+from headcodes.interventions.ablate import EdgeAblation, HeadAblation, PairAblation, edge_order
 from headcodes.interventions.reads import edge_names
 from headcodes.methods.eap import pair_scores
 from headcodes.methods.findings import Findings
@@ -35,7 +35,7 @@ def find(
     level: Level,
     seed: int,
     *,
-    ablation: Ablation = "corrupted",
+    ablation: PairAblation = "resample",
     loss: Metric | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> Findings:
@@ -49,7 +49,7 @@ def find(
     or norms behind their parts, head by head.
 
     Args:
-        ablation: "corrupted" or "zero".
+        ablation: "resample" or "zero".
         loss: the metric whose loss is measured; the inputs' own, else "kl".
         thresholds: in the loss's unit.
 

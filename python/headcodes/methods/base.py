@@ -26,7 +26,7 @@ class Method:
         id: the name in library, command line and results.
         summary: one line for ``headcodes methods``.
         source: where the method was published.
-        cost: the dearest thing it does to the model: plain forward passes, backward passes, ablations, or nothing.
+        cost: the most expensive thing it does to the model: forward passes, backward passes, ablations, or nothing.
         levels: what it can score; every method scores nodes.
         module: the module under ``headcodes.methods`` that implements it: its ``find``, or the ``find_many`` of a
             method with codes, which does several seeds at once.

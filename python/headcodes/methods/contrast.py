@@ -47,9 +47,9 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     with found[0].timed("capture"):
         to_answer, to_stream = _changes(inputs, measured)
     for findings in found:
-        heard = to_stream * flip_shares(findings, len(inputs.tokens)).reshape(to_stream.shape)
+        to_flips = to_stream * flip_shares(findings, len(inputs.tokens)).reshape(to_stream.shape)
         findings.head_scores = sum(
-            (part / part.std() for part in (to_answer, heard) if part.std() > 0), np.zeros(heard.shape)
+            (part / part.std() for part in (to_answer, to_flips) if part.std() > 0), np.zeros(to_flips.shape)
         )
     return found
 

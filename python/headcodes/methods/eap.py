@@ -1,10 +1,10 @@
 """Edge attribution patching, plain and with integrated gradients.
 
 A node u's score is the sum over positions of (u_clean - u_corrupt) . dL/du, with L the logit difference: to first
-order what the metric loses when u says what it says on the corrupted prompt. An edge u -> v takes the gradient with
-respect to what v reads from the residual stream (before v's norm; a head's query, key and value apart), so that the
-scores of all edges that leave u add up to u's own. Corrupted and clean change sides against the papers' formula because
-L is what they call the negative loss: positive scores belong to parts that help.
+order what the metric loses when u is replaced by its activation on the corrupted prompt. An edge u -> v takes the
+gradient with respect to what v reads from the residual stream (before v's norm; a head's query, key and value apart),
+so that the scores of all edges that leave u add up to u's own. Corrupted and clean change sides against the papers'
+formula because L is what they call the negative loss: positive scores belong to parts that help.
 
 The three methods differ in where gradients are taken:
 

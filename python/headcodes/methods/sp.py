@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headcodes.interventions.ablate import Ablation, HeadAblation, loss_of
+from headcodes.interventions.ablate import HeadAblation, PairAblation, loss_of
 from headcodes.interventions.metric import whole_vocabulary
 from headcodes.interventions.runs import Edits, ready, run
 from headcodes.methods.findings import Findings
@@ -34,7 +34,7 @@ def find(
     level: Level,
     seed: int,
     *,
-    ablation: Ablation = "corrupted",
+    ablation: PairAblation = "resample",
     loss: Metric | None = None,
     regularisation: float = 1.0,
     n_epochs: int = 200,
@@ -48,7 +48,7 @@ def find(
     probabilities rank heads at one regularisation.
 
     Args:
-        ablation: what a closed gate puts in place: "corrupted" or "zero".
+        ablation: what a closed gate puts in place: "resample" or "zero".
         loss: the metric whose loss is learned from; the inputs' own, else "kl".
         regularisation: the weight of the gates that stay open.
         n_epochs, lr: of Adam, on all pairs at once.

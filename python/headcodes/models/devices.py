@@ -56,7 +56,7 @@ def refuse_kind(*devices: str) -> None:
     """
     for device in devices:
         kind = device.partition(":")[0]
-        # What torch has never heard of is a typing error, of which it says more.
+        # What torch does not know is a typing error, of which it says more.
         if kind in _OTHER_KINDS or kind == torch._C._get_privateuse1_backend_name():
             raise HeadcodesError("The device must be cpu or cuda", device, "Use device='cpu'.")
 

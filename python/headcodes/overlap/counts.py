@@ -47,7 +47,7 @@ def unique_counts(
     Args:
         pos: integer codes [n_positive, n_component], NumPy or torch, 0 .. 65,535; any strides, any integer type.
         neg: the same for the negative prompts [n_negative, n_component]. Either side may have no prompts.
-        dead: the code of a component that said nothing (usually -1). It never counts, on either side.
+        dead: the code of a component without an active latent (usually -1). It never counts, on either side.
         explained: also count, for every component, the positive prompts that hold such a code.
         threads: how many to use; all the CPUs this process may use by default. The result never depends on it.
 
@@ -73,7 +73,7 @@ def unique_counts(
             threads=thread_count(threads),
             isa=instruction_set(),
         )
-    return (sides.give(unique), sides.give(covered)) if covered is not None else sides.give(unique)
+    return (sides.like_input(unique), sides.like_input(covered)) if covered is not None else sides.like_input(unique)
 
 
 @overload
@@ -148,7 +148,7 @@ def pair_unique_counts(
             threads=thread_count(threads),
             isa=instruction_set(),
         )
-    return (sides.give(unique), sides.give(covered)) if covered is not None else sides.give(unique)
+    return (sides.like_input(unique), sides.like_input(covered)) if covered is not None else sides.like_input(unique)
 
 
 def thread_count(threads: int | None) -> int:
@@ -230,7 +230,7 @@ class Sides:
             )
         self.dead = None if dead is None else _int32("dead", dead)
 
-    def give(self, counts: npt.NDArray[Any]) -> Any:
+    def like_input(self, counts: npt.NDArray[Any]) -> Any:
         """Return a result as the caller's kind of array."""
         if self._like is None:
             return counts

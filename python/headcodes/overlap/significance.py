@@ -105,11 +105,11 @@ def node_significance(
         )
     p = _p_values(at_least, n_permutations)
     return Significance(
-        counts=sides.give(counts),
-        p=sides.give(p),
-        p_family=sides.give(_p_values(anywhere, n_permutations)),
-        q=sides.give(false_discovery_control(p)),
-        distance=sides.give(distance),
+        counts=sides.like_input(counts),
+        p=sides.like_input(p),
+        p_family=sides.like_input(_p_values(anywhere, n_permutations)),
+        q=sides.like_input(false_discovery_control(p)),
+        distance=sides.like_input(distance),
         n_permutations=n_permutations,
         paired=paired,
         seed=seed,
@@ -176,11 +176,11 @@ def pair_significance(
     if layer_of is None:
         q.T[upper] = q[upper]
     return PairSignificance(
-        counts=sides.give(counts),
-        p=sides.give(p),
-        p_family=sides.give(_p_values(anywhere, n_permutations)),
-        q=sides.give(q),
-        distance=sides.give(distance),
+        counts=sides.like_input(counts),
+        p=sides.like_input(p),
+        p_family=sides.like_input(_p_values(anywhere, n_permutations)),
+        q=sides.like_input(q),
+        distance=sides.like_input(distance),
         n_permutations=n_permutations,
         paired=paired,
         seed=seed,

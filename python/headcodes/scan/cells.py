@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from headcodes.methods.inputs import Inputs
     from headcodes.models.model import Model
 
-# A cell with its identity, which is dear to work out.
+# A cell with its identity, which takes long to work out.
 Job = tuple[str, Cell]
 # A row of the store and the arrays that are too large for it.
 Outcome = tuple[dict[str, Any], "dict[str, np.ndarray[Any, Any]]"]

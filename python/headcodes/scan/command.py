@@ -13,7 +13,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.scan.estimate import estimate
 from headcodes.scan.plan import Plan
 from headcodes.scan.progress import json_line, progress_of
-from headcodes.scan.run import Engine, run, survey
+from headcodes.scan.run import ScanEngine, run_work, survey
 
 # What a plan is the product of, as the command line names it, with what stands for a list left out.
 LISTS = {"models": "", "tasks": "ioi", "methods": "default", "seeds": "0"}
@@ -35,7 +35,7 @@ def read_plan(file: Path | None, given: Mapping[str, Any]) -> Plan:
     return Plan.from_lists(**{**LISTS, **given})
 
 
-def dry_run(plan: Plan, store: Path, *, engine: Engine, retry_failed: bool, as_json: bool) -> None:
+def dry_run(plan: Plan, store: Path, *, engine: ScanEngine, retry_failed: bool, as_json: bool) -> None:
     """Print the cells that are left on standard output, and what they may take on standard error."""
     work = survey(plan, store, engine=engine, retry_failed=retry_failed)
     for identity, cell in work.jobs:
@@ -50,7 +50,7 @@ def do(
     plan: Plan,
     store: Path,
     *,
-    engine: Engine,
+    engine: ScanEngine,
     workers: int | None,
     address: str | None,
     gpu_share: float,
@@ -60,7 +60,7 @@ def do(
     """Do a scan with progress on standard error; returns the exit status: 0, 1 where cells failed, 130 on Ctrl-C."""
     work = survey(plan, store, engine=engine, retry_failed=retry_failed)
     with progress_of(work) as progress:
-        rows = run(
+        rows = run_work(
             work,
             store,
             engine=engine,

@@ -15,7 +15,7 @@ from headcodes.store.cells import Store, statuses
 if TYPE_CHECKING:
     from headcodes.scan.cells import Outcome
 
-Engine = Literal["local", "ray"]
+ScanEngine = Literal["local", "ray"]
 Started = Callable[[Cell], object]
 
 
@@ -36,7 +36,7 @@ class Work:
     n_failed: int
 
 
-def survey(plan: Plan, store: Path | str, *, engine: Engine = "local", retry_failed: bool = False) -> Work:
+def survey(plan: Plan, store: Path | str, *, engine: ScanEngine = "local", retry_failed: bool = False) -> Work:
     """Return what is left to do of a plan; the store need not exist and is not written.
 
     Raises:
@@ -58,7 +58,7 @@ def scan(
     plan: Plan,
     store: Path | str,
     *,
-    engine: Engine = "local",
+    engine: ScanEngine = "local",
     workers: int | None = None,
     address: str | None = None,
     gpu_share: float = 1.0,
@@ -83,14 +83,14 @@ def scan(
             rows are taken); no Ray, or no room in its cluster. Whatever goes wrong in a cell is a row instead.
     """
     work = survey(plan, store, engine=engine, retry_failed=retry_failed)
-    return run(work, store, engine=engine, workers=workers, address=address, gpu_share=gpu_share)
+    return run_work(work, store, engine=engine, workers=workers, address=address, gpu_share=gpu_share)
 
 
-def run(
+def run_work(
     work: Work,
     store: Path | str,
     *,
-    engine: Engine = "local",
+    engine: ScanEngine = "local",
     workers: int | None = None,
     address: str | None = None,
     gpu_share: float = 1.0,
@@ -112,7 +112,7 @@ def run(
 def _rows(
     work: Work,
     store: Store,
-    engine: Engine,
+    engine: ScanEngine,
     workers: int | None,
     address: str | None,
     gpu_share: float,

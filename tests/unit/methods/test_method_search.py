@@ -61,8 +61,8 @@ def test_cut_edges_are_sums_spelled_out(tiny_model: Any, attention_only: Any, ti
             zero += float((p.exp() * (p - logits.log_softmax(0))).sum()) / len(tokens)
         close = {"abs": 2e-5, "rel": 1e-3}
         for ablation, loss, expected in (
-            ("corrupted", "kl", kl),
-            ("corrupted", "logit-diff", difference),
+            ("resample", "kl", kl),
+            ("resample", "logit-diff", difference),
             ("zero", "kl", zero),
         ):
             assert EdgeAblation(model, tokens, ablation, loss).loss(removed) == pytest.approx(expected, **close)
@@ -71,7 +71,7 @@ def test_cut_edges_are_sums_spelled_out(tiny_model: Any, attention_only: Any, ti
 def test_ablating_a_head_is_cutting_all_its_edges(tiny_model: Any) -> None:
     model, tokens = tiny_model("gpt2"), token_pairs()
     sources, destinations = edge_names(model)
-    for ablation in ("corrupted", "zero"):
+    for ablation in ("resample", "zero"):
         removed = torch.zeros(len(sources), len(destinations), dtype=torch.bool)
         heads = torch.zeros(3, 4, dtype=torch.bool)
         for layer, head in ((0, 1), (1, 3)):
