@@ -203,18 +203,24 @@ def recall(request: str, device: torch.device, load: Callable[[], Model]) -> Rem
 
 
 def ls() -> list[Entry]:
-    """Return the entries, the one used last first."""
+    """Return the entries, the one used last first; the causal truths of a model and task are one."""
     rows = []
+    truths: dict[tuple[str, ...], list[Entry]] = {}
     for path in _entries():
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads(file.metadata()["headcodes"])
             status = path.stat()
-            rows.append(
-                Entry(path.stem, about["model"], about["task"], about["n_pairs"], status.st_size, status.st_mtime)
-            )
+            entry = Entry(path.stem, about["model"], about["task"], about["n_pairs"], status.st_size, status.st_mtime)
+            if path.parent == _folder():
+                rows.append(entry)
+            else:
+                truths.setdefault((path.parent.name, entry.model, entry.task), []).append(entry)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             continue
+    for (key, model, task), pairs in truths.items():
+        n_bytes, used_s = sum(pair.n_bytes for pair in pairs), max(pair.used_s for pair in pairs)
+        rows.append(Entry(key, model, f"{task}, causal truth", len(pairs), n_bytes, used_s))
     return sorted(rows, key=lambda row: -row.used_s)
 
 
@@ -233,7 +239,9 @@ def _folder() -> Path:
 
 
 def _entries() -> Iterator[Path]:
-    return _folder().glob("*.safetensors")
+    """Yield the files of captured activations, and those of causal truths: a file a pair."""
+    yield from _folder().glob("*.safetensors")
+    yield from (cache_dir() / "truths").glob("*/*.safetensors")
 
 
 def _read(key: str, device: torch.device) -> tuple[HeadActivations, list[Tensor]] | None:

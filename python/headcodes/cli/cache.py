@@ -12,7 +12,7 @@ import typer
 def cache(
     action: Annotated[Literal["ls", "clear"], typer.Argument(help="ls lists what is kept; clear removes it.")],
 ) -> None:
-    """List or clear the activations kept for second runs."""
+    """List or clear the activations and causal truths kept for second runs."""
     from headcodes.activations import cache as activation_cache
 
     if action == "clear":

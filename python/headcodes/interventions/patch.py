@@ -9,9 +9,9 @@ ones to parts that hold back. Exact up to the rounding of the model's dtype: tru
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from headcodes.interventions.metric import measure_rows, whole_vocabulary
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed, run_edited
 from headcodes.progress import progress as progress_bar
 from headcodes.prompts.task_check import logit_differences
+from headcodes.provenance import code_checksum, library_versions
 from headcodes.settings import Metric
 from headcodes.store.kept import keep_tensors, kept_tensors
 
@@ -265,7 +266,7 @@ def patch_effects(
                 found = logit_diffs(todo, index, values, metric)
                 row = effects[missing[index]]
                 row[by_layer] = found[0] - found[2:]
-                _write(paths[missing[index]], row)
+                _write(paths[missing[index]], row, {"model": model.name, "task": tokens.pairs.task, "n_pairs": 1})
             advance(len(indices))
 
         whole = whole_vocabulary(metric)
@@ -277,7 +278,8 @@ def patch_effects(
 
 def _cache_path(model: Model, tokens: TokenPairs, index: int, components: str) -> Path:
     """Name a pair's effects after everything they depend on."""
-    model_key = [_VERSION, model.checksum, str(model.dtype), model.device.type, components]
+    model_key = [_VERSION, code_checksum(), library_versions(), model.checksum, str(model.dtype)]
+    model_key += [model.device.type, components]
     pair_key = [tokens.clean[index], tokens.corrupt[index], tokens.answers[index], tokens.wrong_answers[index]]
     folder, file = (checksum(json.dumps(key).encode())[:24] for key in (model_key, pair_key))
     return cache_dir() / "truths" / folder / f"{file}.safetensors"
@@ -297,7 +299,7 @@ def _read(path: Path | None, row: Float[np.ndarray, " n_part"]) -> bool:
     return True
 
 
-def _write(path: Path | None, row: Float[np.ndarray, " n_part"]) -> None:
+def _write(path: Path | None, row: Float[np.ndarray, " n_part"], about: Mapping[str, Any]) -> None:
     if path is None:
         return
-    keep_tensors(path, {"effects": torch.from_numpy(row.copy())}, {})
+    keep_tensors(path, {"effects": torch.from_numpy(row.copy())}, about)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from headcodes.activations import cache as activation_cache
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.interventions import patch as patching
 from headcodes.interventions import verify as verifying
@@ -224,7 +225,7 @@ def test_cache_is_kept_by_content_and_goes_on_where_it_stopped(
         raise AssertionError("nothing is left to run")
 
     with monkeypatch.context() as patch:
-        patch.setattr(patching, "run", refuse)
+        patch.setattr(patching, "run_edited", refuse)
         again = causal_truth(model, tokens)
         np.testing.assert_array_equal(again.effects, full.effects)
         # another model, other answers, other components: none of it may be read back
@@ -243,8 +244,16 @@ def test_cache_is_kept_by_content_and_goes_on_where_it_stopped(
         ):
             with pytest.raises(AssertionError, match="nothing is left"):
                 others()
+        patch.setattr(patching, "code_checksum", lambda: "other code")
+        with pytest.raises(AssertionError, match="nothing is left"):
+            causal_truth(model, tokens)
+    (entry,) = activation_cache.ls()
+    assert (entry.task, entry.n_pairs) == ("made, causal truth", 5)
     files[0].write_bytes(b"broken")
-    np.testing.assert_allclose(causal_truth(model, tokens).effects, full.effects, **CLOSE)
+    with pytest.warns(HeadcodesWarning, match="damaged file of the cache"):
+        np.testing.assert_allclose(causal_truth(model, tokens).effects, full.effects, **CLOSE)
+    assert activation_cache.clear() > 0
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_unequal_lengths_are_refused_before_anything_runs(tiny_model: Any) -> None:
