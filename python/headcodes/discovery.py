@@ -33,6 +33,7 @@ from headcodes.result import Result
 from headcodes.settings import SETTINGS, Bos, Metric, Positions, Settings, check_seeds
 
 if TYPE_CHECKING:
+    from headcodes.interventions.patch import Components
     from headcodes.methods.findings import Findings
     from headcodes.models.model import Model
     from headcodes.overlap.significance import PairSignificance, Significance
@@ -56,6 +57,7 @@ def discover(
     verify: Verify = "auto",
     gradient: bool = True,
     metric: Metric | None = None,
+    components: Components = "heads",
 ) -> Result:
     """Find the heads (``level="edge"``: and the pairs of heads) of ``model`` that tell ``pairs`` apart.
 
@@ -85,6 +87,8 @@ def discover(
         gradient: False: ``default`` stands for ``contrast``, which takes no gradients.
         metric: of methods that work with one (``Method.metric``): "logit-diff", "prob-diff", "kl" or "nll"
             (``headcodes.interventions.metric``); the method's own unless told.
+        components: what the circuit may hold: "heads", or "heads+mlps" for methods that score both on one scale (eap
+            and its kin, patching). MLPs are then chosen among heads; their exact effects are those of ``patching``.
 
     Raises:
         HeadcodesError: something given cannot be used; the message says what and how to mend it.
@@ -92,7 +96,7 @@ def discover(
     with torch_threads(threads):
         tokens = ask(model, pairs, bos)
         settings = Settings(bos=bos, positions=positions, n_train=n_train)
-        inputs = Inputs(model, tokens, settings, backend, gradient=gradient, metric=metric)
+        inputs = Inputs(model, tokens, settings, backend, gradient=gradient, metric=metric, components=components)
         return explain(inputs, method, level=level, seed=seed, seeds=seeds, fdr=fdr, verify=verify)
 
 
@@ -103,6 +107,7 @@ def check_request(
     seeds: Sequence[int] | None = None,
     metric: str | None = None,
     positions: Any = "mean",
+    components: str = "heads",
 ) -> None:
     """Refuse what cannot be done before any work: a typing error should not cost a forward pass.
 
@@ -118,6 +123,15 @@ def check_request(
             "a metric can be chosen for methods that work with one",
             f"metric= with {method!r}",
             f"Use one of: {others}.",
+        )
+    if components not in ("heads", "heads+mlps"):
+        raise HeadcodesError("components is heads or heads+mlps", repr(components), "Choose one of them.")
+    if components == "heads+mlps" and (method not in methods.WITH_MLPS or verify not in (None, "auto")):
+        patched = f" and verify={verify}" if verify not in (None, "auto") else ""
+        raise HeadcodesError(
+            "MLPs can be in the circuit of methods that score them, where no heads are patched afterwards",
+            f"heads+mlps with {method!r}{patched}",
+            f"Use one of: {', '.join(methods.WITH_MLPS)}; patching has exact effects of both.",
         )
     if positions != "mean" and method in methods.EVERYWHERE:
         raise HeadcodesError(
@@ -159,7 +173,7 @@ def explain(
     Raises:
         HeadcodesError: see ``discover``.
     """
-    check_request(method, fdr, verify, seeds, inputs.metric)
+    check_request(method, fdr, verify, seeds, inputs.metric, components=inputs.components)
     start = time.perf_counter()
     captured_before_s = inputs.capture_s
     chosen = methods.get(method)
@@ -220,6 +234,7 @@ def explain(
         pair_tests=pairs,
         verify=verify if confirms else None,
         metric=inputs.metric or chosen.metric,
+        circuit_components=inputs.components,
         **confirmed,
         timings_s=stages | {"total": elapsed_s},
         versions=versions(),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from headcodes.circuit.agreement import SeedScores
     from headcodes.codes.sae import SparseAutoencoder
+    from headcodes.interventions.patch import Components
     from headcodes.interventions.paths import PathEffects
     from headcodes.interventions.verify import Verification
     from headcodes.methods.findings import Findings
@@ -59,6 +60,7 @@ class Result(Settings):
         paths: exact effects of paths between the confirmed heads.
         held_out: the circuit judged on prompts that were held out (``headcodes.evaluation.confirm.on_held_out``).
         unverified: why no head was patched, or the circuit not judged, although it was to be.
+        circuit_components: what the circuit was chosen among: "heads", or "heads+mlps".
         metric: of the answer that the method worked with; None: it works with none.
         by_seed: every seed's scores, where ``seeds`` were asked for: the scores here are then their means, codes and
             autoencoder the first seed's.
@@ -83,6 +85,7 @@ class Result(Settings):
     unverified: str | None = None
     by_seed: SeedScores | None = None
     metric: str | None = None
+    circuit_components: Components = "heads"
     first_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -147,9 +150,10 @@ class Result(Settings):
         scores = self.head_scores
         if self.fdr is not None and self.node_tests is not None:
             scores = np.where(self.node_tests.q.reshape(scores.shape) <= self.fdr, scores, 0.0)
+        mlps = self._chosen_mlps(scores, top)
         circuit = Circuit.from_scores(
             scores,
-            top=top,
+            top=max(top - len(mlps), 1),
             pair_scores=self.pair_scores,
             d_model=self.d_model,
             parallel_attn_mlp=self.parallel_attn_mlp,
@@ -157,10 +161,21 @@ class Result(Settings):
             task=self.task,
             method=self.method,
         )
-        # Chosen by magnitude, kept with their sign. What is no head is scored, never chosen: it always stays.
+        # Chosen by magnitude, kept with their sign. What is not chosen among is scored all the same.
         signs = np.where(self.findings.signed_scores < 0, -1.0, 1.0).ravel()
         kept = {name: score * sign for (name, score), sign in zip(circuit.node_scores.items(), signs, strict=True)}
-        return replace(circuit, node_scores={**kept, **self.findings.other_nodes})
+        kept |= self.findings.other_nodes
+        heads, edges = (circuit.nodes, circuit.edges) if len(mlps) < top else ((), ())
+        nodes = tuple(sorted([*heads, *mlps], key=lambda name: -abs(kept[name])))
+        return replace(circuit, node_scores=kept, nodes=nodes, edges=edges)
+
+    def _chosen_mlps(self, scores: Float[np.ndarray, "n_layers n_heads"], top: int) -> list[str]:
+        """Return the MLPs among the ``top`` parts of largest score, where a circuit may hold some; heads win ties."""
+        if self.circuit_components == "heads":
+            return []
+        others = {name: abs(score) for name, score in self.findings.other_nodes.items() if name.startswith("m")}
+        ranked = sorted([(-score, 0, "") for score in scores.ravel()] + [(-x, 1, name) for name, x in others.items()])
+        return [name for score, is_mlp, name in ranked[:top] if is_mlp and score < 0]
 
     def _confirmed(self, verification: Verification) -> Circuit:
         rows = sorted(verification.as_rows(), key=lambda row: -abs(row["effect"]))
@@ -229,6 +244,7 @@ class Result(Settings):
         return document | {
             "circuit": self.circuit(top).as_lists(),
             **({} if self.metric is None else {"metric": self.metric}),
+            **({} if self.circuit_components == "heads" else {"circuit_components": self.circuit_components}),
             **self._by_position(),
             "task_check": self.task_check.as_dict(),
             "dead_share": self.findings.dead_share,

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -51,6 +51,10 @@ def discover(
     metric: Annotated[
         Metric | None, typer.Option(help="Of the answer, for methods that work with one; their own by default.")
     ] = None,
+    components: Annotated[
+        Literal["heads", "heads+mlps"],
+        typer.Option(help="What the circuit may hold; MLPs for eap, eap-ig-*, patching."),
+    ] = "heads",
     level: options.Level = "node",
     n_prompts: options.NPrompts = Settings.n_prompts,
     n_train: options.NTrain = Settings.n_train,
@@ -101,7 +105,7 @@ def discover(
         raise HeadcodesError("--negative belongs to a task", "it together with --prompts", "Leave one out.")
     of_method = parse_seeds(seeds) if seeds is not None else None
     heads = parse_verify(verify)
-    discovery.check_request(method, fdr, heads, of_method, metric, positions)
+    discovery.check_request(method, fdr, heads, of_method, metric, positions, components)
     if chat and bos == "auto":
         bos = "no"  # the template puts it
     wanted = Asked(prompts, columns, skip_bad, leading_space, corrupt, chat, system, positions)
@@ -131,7 +135,15 @@ def discover(
                 recalled.tokens, positions, recalled.model.tokenizer if span_of(positions) else None
             )
             settings = Settings(bos=bos, positions=places, n_train=n_train)
-            inputs = Inputs(recalled.model, recalled.tokens, settings, cache=True, gradient=gradient, metric=metric)
+            inputs = Inputs(
+                recalled.model,
+                recalled.tokens,
+                settings,
+                cache=True,
+                gradient=gradient,
+                metric=metric,
+                components=components,
+            )
         else:
             loaded = load()
             if pairs is None:
@@ -139,7 +151,16 @@ def discover(
             tokens = wanted.ask(loaded, pairs, bos, seed)
             places = find_positions(tokens, positions, loaded.tokenizer)
             settings = Settings(bos=bos, positions=places, n_train=n_train)
-            inputs = Inputs(loaded, tokens, settings, cache=cache, gradient=gradient, request=request, metric=metric)
+            inputs = Inputs(
+                loaded,
+                tokens,
+                settings,
+                cache=cache,
+                gradient=gradient,
+                request=request,
+                metric=metric,
+                components=components,
+            )
         state(inputs.tokens.pairs)
         if whole_answers:
             inputs.whole_answers = whole_answer_differences(inputs.model, inputs.tokens)

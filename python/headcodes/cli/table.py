@@ -57,11 +57,11 @@ def _proposed(result: Result, top: int) -> list[str]:
     lines = [f"{'rank':>4}  {'head':<9} {columns}" + ("         p         q" if result.node_tests else "")]
     agreement = {name: values.ravel() for name, values in by_seed.agreement(top).items()} if by_seed else {}
     for rank, node in enumerate(circuit.nodes, start=1):
-        index = result.components.index(node)
         line = f"{rank:>4}  {node:<9} {_score(circuit.node_scores[node]):>9}"
-        if by_seed is not None:
+        index = result.components.index(node) if parse_head(node) else None  # MLPs come with neither seeds nor tests
+        if by_seed is not None and index is not None:
             line += f"  {_score(agreement['head_spread'][index]):>8}  {agreement['head_consensus'][index]:>9.0%}"
-        if result.node_tests is not None:
+        if result.node_tests is not None and index is not None:
             line += f"  {result.node_tests.p[index]:8.2g}  {result.node_tests.q[index]:8.2g}"
         lines.append(line)
     lines += _tests(result)

@@ -190,6 +190,10 @@ METHODS: dict[str, Method] = {
 EVERYWHERE = ("dla", "random", "acdc", "sp", "patching")
 
 
+# Methods that score MLPs beside heads, on one scale.
+WITH_MLPS = ("eap", "eap-ig-inputs", "eap-ig-activations", "patching")
+
+
 def get(name: str) -> Method:
     """Return the method called ``name``.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from headcodes.interventions.patch import Components
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
     from headcodes.settings import Metric
@@ -39,6 +40,7 @@ class Inputs:
             circuit can be judged on prompts that it was not found on.
         request: the cache's key of the request that these inputs answer, under which they can be found again.
         metric: of which gradients are taken, or which is measured after patching; None: the method's own.
+        components: what a circuit may hold: "heads", or "heads+mlps" for methods that score both.
         capture_s: seconds the capture took; 0 before it.
         whole_answers: how much likelier right answers are than wrong ones as whole sequences
             (``models.asked.whole_answer_differences``), for the task check; None: not asked for.
@@ -53,6 +55,7 @@ class Inputs:
     held_out: int = 0
     request: str | None = None
     metric: Metric | None = None
+    components: Components = "heads"
     capture_s: float = field(default=0.0, init=False)
     whole_answers: Float[np.ndarray, " n_pairs"] | None = field(default=None, init=False)
 

@@ -34,8 +34,10 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
             "paths between heads are patched by the logit difference", metric, "Use level='node', or leave metric out."
         )
     with findings.timed("patch"):
-        truth = causal_truth(model, tokens, cache=False, metric=metric)
+        truth = causal_truth(model, tokens, inputs.components, cache=False, metric=metric)
         findings.engine = truth.engine
+        mlps = zip(truth.names[model.n_components :], truth.mean_effects[model.n_components :].tolist(), strict=True)
+        findings.other_nodes = dict(mlps)
         findings.set_signed(torch.from_numpy(truth.head_effects.copy()))
         if level == "edge":
             n = model.n_components
