@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headcodes.errors import HeadcodesError
 from headcodes.graph import Edges
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
 from headcodes.interventions.reads import Reads, edge_bytes_per_token, edge_names
@@ -201,6 +202,14 @@ class _Pass:
             allow_unused=True,
         )
         gradients = {key: gradient for key, gradient in zip(tensors, found, strict=True) if gradient is not None}
+        for kind, layer in self._scored(parts):
+            if (kind, layer) not in gradients:
+                # Some quantised layers have no backward pass.
+                raise HeadcodesError(
+                    "A gradient must reach every part of the model",
+                    f"none at {kind} of layer {layer} in {self.model.name}",
+                    "Use a method that needs none: contrast, patching.",
+                )
         for kind, layer in self._scored(parts):
             totals.add_node(kind, layer, differences.get(kind, layer), gradients[kind, layer], self.weight)
         if reads is not None:

@@ -103,11 +103,16 @@ def check_affine(module: nn.Module, path: str) -> None:
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError, IndexError) as error:
         raise _not_affine(linear, path, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     size = torch.stack([first, second, both]).abs().max()
-    quantised = any(not part.is_floating_point() for part in [*linear.parameters(), *linear.buffers()])
-    bound = _QUANTISED_ROUNDING if quantised else _PLAIN_ROUNDING * torch.finfo(dtype).eps
+    bound = _QUANTISED_ROUNDING if is_quantised(linear) else _PLAIN_ROUNDING * torch.finfo(dtype).eps
     off = float((first + second - none - both).abs().max() / size.clamp_min(1e-30))
     if not off <= bound:
         raise _not_affine(linear, path, f"its answer to a sum is off the sum of its answers by {off:.2g} of it")
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether any of a module's tensors are whole numbers or floating-point numbers of one byte."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return any(not part.is_floating_point() or part.element_size() < 2 for part in tensors)
 
 
 def _not_affine(linear: nn.Module, path: str, reason: str) -> HeadcodesError:

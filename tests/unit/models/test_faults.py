@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,6 +192,52 @@ def test_a_configuration_that_speaks_of_quantised_weights_is_no_fault_where_they
     model = make("gpt-oss").to(torch.bfloat16)
     model.config.quantization_config = {"quant_method": "mxfp4"}
     assert load_model(model).facts.edges is None
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantised_weights_are_read_as_what_they_compute(bits: int, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    plain = make("Llama", hidden_size=64, intermediate_size=128)
+    plain.save_pretrained(tmp_path)
+    how = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    quantised = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=how, dtype=torch.float32)
+    found, before = load_model(quantised), load_model(plain).W_O
+    assert not torch.equal(found.W_O, before)
+    torch.testing.assert_close(found.W_O, before, atol=0.2 if bits == 4 else 0.02, rtol=0)
+    seen: list[tuple[Tensor, Tensor]] = []
+    watch = found.projections[1].register_forward_hook(lambda _m, args, out: seen.append((args[0], out)))
+    with torch.no_grad():
+        quantised(input_ids=torch.tensor(PROMPTS[:1]))
+    watch.remove()
+    (z, out) = seen[0]
+    heads = torch.einsum("bshd,hdm->bsm", found.by_head(1, z).float(), found.W_O[1].float())
+    assert float((heads - out).norm() / out.norm()) < 0.02
+    assert bool(capture(found, PROMPTS)[0].z.isfinite().all())
+
+
+class Stopping(nn.Module):
+    """A layer through which no gradient passes, as some quantised ones are."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.detach()).requires_grad_()
+
+
+def test_gradients_that_do_not_flow_get_one_line() -> None:
+    model = make("Llama")
+    for layer in model.model.layers:
+        layer.mlp.down_proj = Stopping(layer.mlp.down_proj)
+        layer.self_attn.o_proj.weight.data.zero_()
+    loaded = load_model(model)
+    assert loaded.W_O.abs().max() == 0
+    model.model.layers[1].self_attn.o_proj.forward = lambda x: torch.zeros_like(x)
+    with pytest.raises(HeadcodesError, match="gradient must reach every part"):
+        eap.find("eap", Inputs(loaded, token_pairs(PROMPTS)), "node", 0)
 
 
 def test_a_model_that_sees_what_comes_after_is_refused() -> None:
