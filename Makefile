@@ -149,6 +149,8 @@ gpu-check: setup
 
 # Prose, examples and the notebook are run, so that they cannot go stale.
 docs: setup
+	$(INSTALL) --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict  # build/site; a link that leads nowhere stops it
 	$(PYTEST) tests/unit/report/test_report_notebook.py tests/unit/circuit/test_circuit.py tests/docs
 
 clean:

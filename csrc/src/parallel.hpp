@@ -72,7 +72,12 @@ void run_workers(int threads, const std::function<bool()>& cancelled, Work&& wor
     }
   };
   {
-    std::vector<std::jthread> others;
+    // Joined on every way out. Not std::jthread: Apple's standard library has none yet.
+    struct Joined : std::vector<std::thread> {
+      ~Joined() {
+        for (auto& thread : *this) thread.join();
+      }
+    } others;
     others.reserve(static_cast<std::size_t>(threads));
     try {
       for (int worker = 1; worker < threads; ++worker) {

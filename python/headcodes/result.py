@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -317,6 +318,17 @@ class Result(Settings):
             names = {"edge_sources": " ".join(edges.sources), "edge_destinations": " ".join(edges.destinations)}
         with atomic_write(folder / "scores.safetensors") as path:
             save_file({name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}, path, names)
+
+    def push_to_hub(self, repo: str, *, token: str | None = None, private: bool = False, top: int = 20) -> str:
+        """Send circuit, result and a card to a dataset repository of the Hub; see ``headcodes.report.hub``.
+
+        ``headcodes.Circuit.from_hub(repo)`` fetches the circuit again.
+        """
+        from headcodes.report.hub import push_folder
+
+        with TemporaryDirectory() as folder:
+            self.save(folder, top)
+            return push_folder(folder, repo, token=token, private=private)
 
     def record(self, top: int = 20, attention: Sequence[AttentionPattern] = ()) -> RunRecord:
         """Return what a report shows of this result."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from headcodes import __version__, planted
+from headcodes.graph import head_name
 
 ROOT = Path(__file__).parents[2]
 USE = (
@@ -64,6 +68,12 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def demo_in(environment: Path) -> str:
+    """The planted demo by the command that the environment's wheel brought, far from the checkout."""
+    command = (environment / "bin" / "headcodes", "discover", "--model", "planted-ioi", "--n-prompts", "12", "--json")
+    return run(*command, cwd=environment, HEADCODES_CACHE=str(environment / "cache"), OMP_NUM_THREADS="1")
+
+
 def used_in_new_environment(folder: Path, *pip_arguments: str | Path) -> str:
     """Install into a bare virtual environment that borrows every other package from this one."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
@@ -84,6 +94,12 @@ def test_wheel_works_and_holds_only_what_it_should(wheel: Path, tmp_path: Path) 
     assert any(name.startswith("headcodes/_core") and name.endswith(".so") for name in names)
     out = used_in_new_environment(tmp_path / "env", wheel)
     assert out.startswith(f"[1, 1] {tmp_path}")
+    # The first circuit, as the README has it, by the installed command.
+    found = json.loads(demo_in(tmp_path / "env"))
+    assert found["versions"]["headcodes"] == __version__
+    truth = {head_name(*head) for heads in planted.load("planted-ioi").truth.roles.values() for head in heads}
+    assert len(truth & set(found["circuit"]["nodes"])) > len(truth) / 2
+    run(tmp_path / "env" / "bin" / "python", ROOT / "tests" / "packaging" / "core_alone.py", cwd=tmp_path)
 
 
 def test_sdist_holds_the_sources(sdist: Path) -> None:
@@ -95,3 +111,8 @@ def test_sdist_holds_the_sources(sdist: Path) -> None:
 def test_editable_install_uses_the_tree(tree: Path, tmp_path: Path) -> None:
     out = used_in_new_environment(tmp_path / "env", "--no-build-isolation", "--editable", tree)
     assert out.startswith(f"[1, 1] {tree}/python/headcodes")
+
+
+def test_the_version_stands_in_one_place(wheel: Path) -> None:
+    assert wheel.name.split("-")[1] == __version__
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

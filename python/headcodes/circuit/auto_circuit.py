@@ -31,7 +31,7 @@ def to_prune_scores(circuit: Circuit) -> dict[str, Float[np.ndarray, "*shape"]]:
     found: dict[str, Float[np.ndarray, "*shape"]] = {}
     for name, readers, before in _modules(circuit):
         values = np.array([[score(source, reader) for source in before] for reader in readers], dtype=np.float32)
-        found[name] = values if readers[0].endswith(">") and circuit.n_heads > 1 else values[0]
+        found[name] = values if readers[0].endswith(">") else values[0]
     return found
 
 

@@ -325,6 +325,23 @@ class Circuit:
         with reading("a circuit file must hold a circuit", path, mend):
             return cls.from_dict(data)
 
+    @classmethod
+    def from_hub(cls, repo: str, *, revision: str | None = None, token: str | None = None) -> Circuit:
+        """Fetch a circuit that ``Result.push_to_hub`` or ``headcodes push`` sent to the Hugging Face Hub.
+
+        Args:
+            repo, revision: owner and name of the dataset repository; its branch, tag or commit, the newest by default.
+            token: for a private repository; else the one of ``HF_TOKEN`` or ``hf auth login``.
+
+        Raises:
+            HeadcodesError: no such repository, no circuit in it, no connection, a damaged file.
+        """
+        from huggingface_hub import hf_hub_download
+
+        with reading("a dataset repository of the Hub must hold circuit.json", repo, "Check owner/name and HF_TOKEN."):
+            path = hf_hub_download(repo, "circuit.json", repo_type="dataset", revision=revision, token=token)
+        return cls.from_json(path)
+
 
 def _kind(value: Any, *kinds: type) -> Any:
     # bool is an int to Python, never to a reader of the file.

@@ -18,6 +18,14 @@ _MOST_EDGES = 20_000_000
 # MIB's nine sizes of a submission of circuits: at most this share of the edges.
 MIB_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
+# The folders of a submission, {task}_{model}, and the shape of each model: layers, heads a layer, d_model.
+MIB_FOLDERS = (
+    *("ioi_gpt2", "ioi_qwen2.5", "ioi_gemma2", "ioi_llama3", "mcqa_qwen2.5", "mcqa_gemma2", "mcqa_llama3"),
+    *("arithmetic-addition_llama3", "arithmetic-subtraction_llama3"),
+    *("arc-easy_gemma2", "arc-easy_llama3", "arc-challenge_llama3"),
+)
+MIB_MODELS = {"gpt2": (12, 12, 768), "qwen2.5": (24, 14, 896), "gemma2": (26, 8, 2304), "llama3": (32, 32, 4096)}
+
 
 def source_names(circuit: Circuit) -> list[str]:
     """Return every node that writes, in the order in which it does: input, then each layer's heads and
@@ -183,6 +191,54 @@ def write_mib_submission(
             written.append(place / f"{100 * share:g}.json")
             _write_json(written[-1], _cut(graph, share))
     return written
+
+
+def check_mib_submission(folder: Path | str) -> None:
+    """Hold a folder to the rules of MIB's circuit track.
+
+    At least two models and two tasks; folders of the track's own tasks and models; in each either one JSON file of
+    scores, all finite, or nine of membership, the k-th smallest of at most the k-th of ``MIB_SHARES`` of all edges;
+    every graph of its model's shape, with all of its edges. (Files in torch's ``.pt`` form are allowed there and never
+    opened here.)
+
+    Raises:
+        HeadcodesError: a rule is broken; the message names the folder or file.
+    """
+    places = sorted(place for place in Path(folder).iterdir() if place.is_dir()) if Path(folder).is_dir() else []
+    for place in places:
+        if place.name not in MIB_FOLDERS:
+            raise _broken(f"a folder must be one of {', '.join(MIB_FOLDERS)}", place, "another name")
+    ends = [place.name.split("_") for place in places]
+    for what, names in (("tasks", {task for task, _ in ends}), ("models", {model for _, model in ends})):
+        if len(names) < 2:
+            raise _broken(f"a submission must hold at least two {what}", folder, f"{len(names)}")
+    for place, (_, model) in zip(places, ends, strict=True):
+        files = sorted(place.iterdir())
+        if len(files) not in (1, len(MIB_SHARES)) or any(file.suffix != ".json" for file in files):
+            names_here = ", ".join(file.name for file in files)
+            raise _broken("a folder must hold one JSON file of scores or nine of membership", place, names_here)
+        _check_graphs(files, model)
+
+
+def _check_graphs(files: list[Path], model: str) -> None:
+    shares = []
+    for file in files:
+        data = read_json(file, "a MIB graph", "Write it with write_mib_submission.")
+        circuit = from_mib(data)
+        shape = (circuit.n_layers, circuit.n_heads, circuit.d_model)
+        if shape != MIB_MODELS[model]:
+            raise _broken(f"{model} must have layers, heads, d_model {MIB_MODELS[model]}", file, f"{shape}")
+        missing = {f"{source}->{target}" for source, target in all_edges(circuit)} ^ set(data["edges"])
+        if missing:
+            raise _broken("a graph must have every edge of the model and no other", file, f"not {min(missing)}")
+        shares.append(len(circuit.edges) / len(data["edges"]))
+    for share, most in zip(sorted(shares), MIB_SHARES, strict=False):
+        if len(files) > 1 and share > most:
+            raise _broken(f"one of nine must have at most {most:.1%} of the edges", files[0].parent, f"{share:.2%}")
+
+
+def _broken(must: str, place: Path | str, got: str) -> HeadcodesError:
+    return HeadcodesError(must, f"{place}: {got}", "The track's README has the rules.")
 
 
 def _cut(graph: dict[str, Any], share: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from headcodes.cli.bench import bench
 from headcodes.cli.cache import cache
 from headcodes.cli.discover import discover
 from headcodes.cli.evaluate import evaluate
-from headcodes.cli.exchange import diff, export
+from headcodes.cli.exchange import diff, export, push
 from headcodes.cli.lists import methods, models, tasks
 from headcodes.cli.report import report
 from headcodes.cli.scan import scan
@@ -30,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
 )
-for verb in (discover, evaluate, export, diff, report, bench, scan, cache, models, tasks, methods):
+for verb in (discover, evaluate, export, diff, push, report, bench, scan, cache, models, tasks, methods):
     app.command()(verb)
 
 

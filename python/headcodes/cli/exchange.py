@@ -1,4 +1,4 @@
-"""`headcodes export` and `headcodes diff`: circuits and other tools' files."""
+"""`headcodes export`, `headcodes diff` and `headcodes push`: circuits, other tools' files, and the Hub."""
 
 from __future__ import annotations
 
@@ -33,3 +33,14 @@ def diff(
 
     found = compare(load_circuit(a), load_circuit(b))
     print(json.dumps(found.as_dict()) if as_json else found.as_text())
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="A saved run (discover --out).")],
+    repo: Annotated[str, typer.Argument(help="Dataset repository of the Hugging Face Hub: owner/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository, where there is none.")] = False,
+) -> None:
+    """Send a run's circuit, result and a card to the Hub; prompts stay here. Token: HF_TOKEN, or hf auth login's."""
+    from headcodes.report.hub import push_folder
+
+    print(push_folder(folder, repo, private=private))

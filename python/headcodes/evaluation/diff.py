@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from headcodes.circuit.circuit import Circuit
+from headcodes.circuit.mib import beyond_pairs
 from headcodes.errors import HeadcodesError
 from headcodes.evaluation.evaluate import rank_correlation
 from headcodes.evaluation.record import SCHEMA
-from headcodes.graph import parse_head
+from headcodes.graph import parse_head, split_slot
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Difference:
     Attributes:
         nodes_both, nodes_only_a, nodes_only_b: Names, in the circuits' order.
         edges_both, edges_only_a, edges_only_b: (source, destination).
+        edges_as: "named", or "pairs of heads" where one circuit has edges of pairs of heads and the other of query,
+            key and value, of MLPs, input or logits: both are then reduced to the pairs of heads that they join.
         node_jaccard, edge_jaccard: Shared over all; None where neither circuit has any.
         score_correlation: Rank correlation of the scores of heads that both scored; None below 3 of them.
     """
@@ -32,6 +35,7 @@ class Difference:
     edges_both: list[tuple[str, str]]
     edges_only_a: list[tuple[str, str]]
     edges_only_b: list[tuple[str, str]]
+    edges_as: str
     node_jaccard: float | None
     edge_jaccard: float | None
     score_correlation: float | None
@@ -59,7 +63,8 @@ class Difference:
                 f"  both    {listed(self.nodes_both)}",
                 f"  only A  {listed(self.nodes_only_a)}",
                 f"  only B  {listed(self.nodes_only_b)}",
-                f"edges: Jaccard {shown(self.edge_jaccard)}",
+                f"edges: Jaccard {shown(self.edge_jaccard)}"
+                + ("" if self.edges_as == "named" else f" ({self.edges_as}: slots and other nodes left out)"),
                 f"  both    {arrows(self.edges_both)}",
                 f"  only A  {arrows(self.edges_only_a)}",
                 f"  only B  {arrows(self.edges_only_b)}",
@@ -85,18 +90,28 @@ def diff(a: Circuit, b: Circuit) -> Difference:
         # |score| on both sides: what orders a ranking.
         x = np.abs([a.node_scores[name] for name in shared])
         correlation = rank_correlation(x, [b.node_scores[name] for name in shared])
-    nodes_a, nodes_b, edges_a, edges_b = set(a.nodes), set(b.nodes), set(a.edges), set(b.edges)
+    nodes_a, nodes_b, listed_a, listed_b = set(a.nodes), set(b.nodes), a.edges, b.edges
+    reduced = bool(a.edges and b.edges) and beyond_pairs(a.edges) != beyond_pairs(b.edges)
+    if reduced:
+        listed_a, listed_b = _pairs_of_heads(a.edges), _pairs_of_heads(b.edges)
+    edges_a, edges_b = set(listed_a), set(listed_b)
     return Difference(
         nodes_both=[name for name in a.nodes if name in nodes_b],
         nodes_only_a=[name for name in a.nodes if name not in nodes_b],
         nodes_only_b=[name for name in b.nodes if name not in nodes_a],
-        edges_both=[edge for edge in a.edges if edge in edges_b],
-        edges_only_a=[edge for edge in a.edges if edge not in edges_b],
-        edges_only_b=[edge for edge in b.edges if edge not in edges_a],
+        edges_both=[edge for edge in listed_a if edge in edges_b],
+        edges_only_a=[edge for edge in listed_a if edge not in edges_b],
+        edges_only_b=[edge for edge in listed_b if edge not in edges_a],
+        edges_as="pairs of heads" if reduced else "named",
         node_jaccard=_jaccard(nodes_a, nodes_b),
         edge_jaccard=_jaccard(edges_a, edges_b),
         score_correlation=correlation,
     )
+
+
+def _pairs_of_heads(edges: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    pairs = ((source, split_slot(target)[0]) for source, target in edges)
+    return tuple(dict.fromkeys(pair for pair in pairs if parse_head(pair[0]) and parse_head(pair[1])))
 
 
 def _jaccard(a: set[Any], b: set[Any]) -> float | None:

@@ -109,6 +109,11 @@ def evaluate_circuit(
     if with_faithfulness and model is not None and tokens is not None:
         chosen = answered(model, tokens, n_pairs)[0]
         alone = faithfulness(model, chosen, circuit.heads, ablation=ablation).as_dict()
+        if beyond_pairs(circuit.edges):
+            notes.append(
+                f"faithfulness is of the {len(circuit.heads)} chosen heads as a whole: every path between them is open,"
+                f" not the {len(circuit.edges)} chosen edges alone"
+            )
         if with_curve and scored:
             options: dict[str, Any] = {"ablation": ablation}
             sizes = curve(model, chosen, np.abs(scores), n_random=n_random, seed=seed, **options).as_dict()

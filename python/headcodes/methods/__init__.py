@@ -135,6 +135,15 @@ METHODS: dict[str, Method] = {
             metric="logit-diff",
         ),
         Method(
+            "eap-ig-inputs-left",
+            "eap-ig-inputs with the corrupted end of the path instead of the clean one, as the authors' program has it",
+            "Hanna et al. 2024, arXiv 2403.17806, and their program since",
+            "backward",
+            ("node", "edge"),
+            "eap",
+            metric="logit-diff",
+        ),
+        Method(
             "eap-ig-activations",
             "EAP with gradients integrated over each layer's own activations, 5 steps",
             "Hanna et al. 2024, arXiv 2403.17806; Marks et al. 2024, arXiv 2403.19647",

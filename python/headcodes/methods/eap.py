@@ -6,11 +6,13 @@ gradient with respect to what v reads from the residual stream (before v's norm;
 so that the scores of all edges that leave u add up to u's own. Corrupted and clean change sides against the papers'
 formula because L is what they call the negative loss: positive scores belong to parts that help.
 
-The three methods differ in where gradients are taken:
+The four methods differ in where gradients are taken:
 
 - ``eap``: on the clean run (Syed et al. 2023, arXiv 2310.10348).
 - ``eap-ig-inputs``: the mean over runs whose first layer gets corrupt + k/m (clean - corrupt), k = 1..m (Hanna et al.
   2024, arXiv 2403.17806, equation 3; m = 5).
+- ``eap-ig-inputs-left``: the same for k = 0..m-1, as the authors' program has it today: the corrupted end of the path
+  instead of the clean one.
 - ``eap-ig-activations``: for the heads of each layer, each MLP and the embedding apart, the mean over runs in which
   that part itself goes from corrupt to clean in m steps, all before it being clean.
 """
@@ -82,7 +84,12 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
     findings = Findings.of(model)
     totals = _Totals(model, edges=level == "edge")
     per_token = edge_bytes_per_token(model) if level == "edge" else node_bytes_per_token(model)
-    passes = {"eap": _clean, "eap-ig-inputs": _inputs, "eap-ig-activations": _activations}[name]
+    passes = {
+        "eap": _clean,
+        "eap-ig-inputs": _inputs,
+        "eap-ig-inputs-left": _inputs_left,
+        "eap-ig-activations": _activations,
+    }[name]
     with findings.timed("attribute"), ready(model), progress("attributing", total=len(tokens)) as advance:
         for batch in batches(tokens, per_token, graph_bytes(model.device)):
             with torch.no_grad():
@@ -273,12 +280,16 @@ def _clean(model: Model, batch: Batch, corrupt: Parts, steps: int, metric: Metri
     yield _Pass(model, batch, corrupt, metric=metric)
 
 
-def _inputs(model: Model, batch: Batch, corrupt: Parts, steps: int, metric: Metric) -> Iterator[_Pass]:
+def _inputs(model: Model, batch: Batch, corrupt: Parts, steps: int, metric: Metric, first: int = 1) -> Iterator[_Pass]:
     with torch.no_grad():
         clean = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
-    for step in range(1, steps + 1):
+    for step in range(first, first + steps):
         edits = Edits(input=_between(corrupt.input, clean.input, step / steps))
         yield _Pass(model, batch, corrupt, clean, edits, 1 / steps, metric=metric)
+
+
+def _inputs_left(model: Model, batch: Batch, corrupt: Parts, steps: int, metric: Metric) -> Iterator[_Pass]:
+    yield from _inputs(model, batch, corrupt, steps, metric, first=0)
 
 
 def _activations(model: Model, batch: Batch, corrupt: Parts, steps: int, metric: Metric) -> Iterator[_Pass]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,49 @@ def test_submission(tmp_path: Path, circuit: Circuit) -> None:
         assert all(abs(graph.scores[name]) <= least for name in set(graph.real) - graph.edges)
 
 
+def test_a_submission_is_held_to_the_tracks_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mib, "MIB_MODELS", dict.fromkeys(mib.MIB_MODELS, (3, 2, 8)))
+    circuit = head_circuit(d_model=8)
+    good = {("ioi", "gpt2"): circuit, ("arc-easy", "llama3"): circuit}
+    mib.write_mib_submission(good, tmp_path / "good")
+    mib.check_mib_submission(tmp_path / "good")
+    mib.write_mib_submission(good, tmp_path / "nine", nine=True)
+    mib.check_mib_submission(tmp_path / "nine")
+
+    def refused(match: str, change: Callable[[Path], object], nine: bool = False) -> None:
+        folder = tmp_path / "bad"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / ("nine" if nine else "good"), folder)
+        change(folder)
+        with pytest.raises(HeadcodesError, match=match):
+            mib.check_mib_submission(folder)
+
+    scores = "ioi_gpt2/importances.json"
+    refused("one of ioi_gpt2", lambda f: (f / "ioi_gpt2").rename(f / "ioi_gpt3"))
+    refused("two tasks", lambda f: (f / "arc-easy_llama3").rename(f / "ioi_llama3"))
+    refused("two models", lambda f: (f / "ioi_gpt2").rename(f / "ioi_llama3"))
+    refused("one JSON file", lambda f: (f / scores).with_name("second.json").write_text("{}"))
+    refused("one JSON file", lambda f: (f / scores).rename(f / "ioi_gpt2" / "scores.pt"))
+    refused("layers, heads, d_model", lambda f: mib.write_mib(head_circuit(d_model=9), f / scores))
+
+    def without_an_edge(folder: Path) -> None:
+        graph = json.loads((folder / scores).read_text())
+        del graph["edges"]["input->m0"]
+        (folder / scores).write_text(json.dumps(graph))
+
+    refused("every edge", without_an_edge)
+    refused(
+        "of nine must have at most",
+        lambda f: shutil.copy(f / "ioi_gpt2" / "50.json", f / "ioi_gpt2" / "0.1.json"),
+        nine=True,
+    )
+    with pytest.raises(HeadcodesError, match="two tasks"):
+        mib.check_mib_submission(tmp_path / "absent")
+    # The track's own names; GPT-2's shape is the one of its 32,491 edges above.
+    assert len(mib.MIB_FOLDERS) == 12
+    assert {name.split("_")[1] for name in mib.MIB_FOLDERS} == set(mib.MIB_MODELS)
+
+
 def test_mib_needs_the_width() -> None:
     with pytest.raises(HeadcodesError, match="d_model"):
         mib.to_mib(head_circuit(d_model=None))
@@ -301,6 +346,14 @@ def test_prune_scores_are_where_auto_circuit_looks(tmp_path: Path, parallel: boo
     (tmp_path / "bad").write_bytes(b"x")
     with pytest.raises(HeadcodesError):
         auto_circuit.read_prune_scores(tmp_path / "bad", circuit)
+
+
+def test_prune_scores_of_one_head_keep_its_axis() -> None:
+    """auto-circuit indexes [head, source] whatever the number of heads."""
+    circuit = Circuit(n_layers=2, n_heads=1, nodes=("a0.h0",), edges=(("a0.h0", "a1.h0<q>"),), d_model=4)
+    scores = auto_circuit.to_prune_scores(circuit)
+    assert scores["blocks.1.hook_q_input"].shape == (1, 3)
+    assert scores["blocks.1.hook_mlp_in"].shape == (4,)
 
 
 def test_networkx(tmp_path: Path) -> None:

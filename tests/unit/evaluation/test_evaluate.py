@@ -249,6 +249,30 @@ def test_diff() -> None:
         diff(a, Circuit(n_layers=2, n_heads=3, nodes=()))
 
 
+def test_diff_of_pairs_and_of_a_graph_with_slots_is_of_the_pairs_that_both_join() -> None:
+    shape = {"n_layers": 2, "n_heads": 2, "nodes": ()}
+    ours = Circuit(**shape, edges=(("a0.h0", "a1.h0"), ("a0.h1", "a1.h1")))
+    graph = Circuit(
+        **shape,
+        edges=(
+            ("a0.h0", "a1.h0<q>"),
+            ("a0.h0", "a1.h0<v>"),
+            ("a0.h0", "a1.h1<k>"),
+            ("input", "a0.h0<q>"),
+            ("m0", "logits"),
+        ),
+    )
+    found = diff(ours, graph)
+    assert found.edges_as == "pairs of heads"
+    assert found.edges_both == [("a0.h0", "a1.h0")]
+    assert found.edges_only_a == [("a0.h1", "a1.h1")]
+    assert found.edges_only_b == [("a0.h0", "a1.h1")]
+    assert found.edge_jaccard == pytest.approx(1 / 3)
+    assert "pairs of heads" in found.as_text()
+    assert diff(graph, graph).edges_as == "named"
+    assert len(diff(graph, graph).edges_both) == 5
+
+
 def test_paths_between_the_largest_heads_judge_edges() -> None:
     """On a planted model the paths that matter are the planted ones; EAP's edges find them, reversed scores do not."""
     from headcodes.evaluation.paths import path_truth

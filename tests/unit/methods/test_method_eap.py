@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import TokenPairs
 
 FAMILIES = ("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
-METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations")
+METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "eap-ig-inputs-left")
 
 
 def token_pairs(n: int = 4, several: bool = True, n_vocab: int = 200) -> TokenPairs:
@@ -125,7 +126,7 @@ def test_input_integrals_are_complete(tiny_model: Any) -> None:
     assert errors[2] < errors[1] < errors[0]
 
 
-@pytest.mark.parametrize("name", METHODS[1:])
+@pytest.mark.parametrize("name", METHODS[1:3])
 def test_one_step_is_the_clean_run(tiny_model: Any, name: str) -> None:
     """Of corrupt + k/m (clean - corrupt), k = 1..m, the last point is clean: with m = 1 that is EAP."""
     inputs = Inputs(tiny_model("qwen3"), token_pairs())
@@ -133,6 +134,21 @@ def test_one_step_is_the_clean_run(tiny_model: Any, name: str) -> None:
     assert plain.signed is not None
     assert single.signed is not None
     np.testing.assert_allclose(single.signed, plain.signed, atol=1e-5, rtol=1e-4)
+
+
+def test_left_sums_begin_at_the_corrupted_run(tiny_model: Any) -> None:
+    """With m = 1 the only point is corrupt: EAP with the sides exchanged, its differences then of the other sign."""
+    model, tokens = tiny_model("qwen3"), token_pairs()
+    exchanged = replace(tokens, clean=tokens.corrupt, corrupt=tokens.clean)
+
+    def signed(name: str, of: TokenPairs, steps: int) -> Any:
+        return eap.find(name, Inputs(model, of), "node", 0, steps=steps).signed
+
+    left, right = "eap-ig-inputs-left", "eap-ig-inputs"
+    np.testing.assert_allclose(signed(left, tokens, 1), -signed("eap", exchanged, 1), atol=1e-5, rtol=1e-4)
+    # Of m steps, left and right sums share all points but their ends.
+    ends = signed(right, tokens, 1) - signed(left, tokens, 1)
+    np.testing.assert_allclose(4 * (signed(right, tokens, 4) - signed(left, tokens, 4)), ends, atol=4e-5, rtol=1e-3)
 
 
 def test_activation_integrals_are_complete_for_each_layer(tiny_model: Any) -> None:
