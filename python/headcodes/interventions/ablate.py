@@ -328,9 +328,12 @@ class _Cut:
 
 
 def edge_order(model: Model) -> list[tuple[int, int]]:
-    """Return every edge as (row, column), from the logits back: destinations that read late first, and of their
-    sources
-    those that write late first, as Conmy et al. 2023 visit them."""
+    """Return every edge as (row, column), from the logits back.
+
+    Destinations that read late come first, and of their sources those that write late, as Conmy et al. 2023, algorithm
+    1, has it. Within a layer the order is ours: the last head's value, key and query, then the head before it. Their
+    program takes all values of a layer, then all keys, then all queries, and senders ascending.
+    """
     rows = Reads(model).rows
     _, destinations = edge_names(model)
     order = [(row, len(destinations) - 1) for row in reversed(range(rows.n_source))]
