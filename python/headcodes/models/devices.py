@@ -93,8 +93,8 @@ def _computes_bf16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     # Without one of these, bf16 products run, but slower than fp32.
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(known.get(feature) for feature in ("avx512_bf16", "amx_tile"))
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from headcodes.models.weights import is_bridge
 
 # What transformers calls the argument that takes a cache of keys and values: from 5.24 on, and before.
 _CACHE_ARGUMENTS = ("cache", "past_key_values")
+# The newest transformers that the tests were run with (docs/compatibility.md).
+NEWEST_TRIED = (5, 24)
 
 
 def why_not_walked(model: Model) -> str | None:
@@ -29,8 +33,14 @@ def why_not_walked(model: Model) -> str | None:
     if not isinstance(getattr(model.module, "base_model", None), nn.Module):
         return "it does not say which of its modules holds the layers (base_model)"
     if cache_argument(model) is None:
-        return f"it fills no cache of keys and values given as {' or '.join(_CACHE_ARGUMENTS)}"
+        return f"it fills no cache of keys and values given as {' or '.join(_CACHE_ARGUMENTS)}{_newer_than_tried()}"
     return None
+
+
+def _newer_than_tried() -> str:
+    version = metadata.version("transformers")
+    newer = tuple(map(int, re.findall(r"\d+", version)[:2])) > NEWEST_TRIED
+    return f" (transformers {version} is newer than any that was tried: docs/compatibility.md)" if newer else ""
 
 
 def cache_argument(model: Model) -> str | None:

