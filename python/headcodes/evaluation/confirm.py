@@ -36,6 +36,8 @@ EDGE_SHARE = 0.01
 _MOST_HELD_OUT = 16
 # What the proposal costs a pair in forward passes: two, and one with its backward pass, which costs two more.
 _FORWARDS = 5
+# Patching may take this many times the proposal's work, where ten quiet heads in a row do not end it before.
+_BUDGET = 3
 # Without gradients the ranking is that much worse, and patching its best heads mends it.
 _AT_LEAST_WITHOUT_GRADIENTS, _PAIRS_WITHOUT_GRADIENTS = 80, 12
 
@@ -50,7 +52,7 @@ def confirm_heads(inputs: Inputs, findings: Findings, n_heads: int | None, seed:
 
     Args:
         n_heads: patch this many; None: in rank order until ten in a row lie below 5% of the clean logit difference
-            (``verify_in_order``), for at most as much work as the proposal took.
+            (``verify_in_order``), for at most three times the work of the proposal.
 
     Raises:
         HeadcodesError: prompts of a pair differ in length, no pair is answered right, or no head has a score.
@@ -72,7 +74,7 @@ def confirm_heads(inputs: Inputs, findings: Findings, n_heads: int | None, seed:
         signed[order],
         signed=not repairs,
         pairs=pairs,
-        budget=float(_FORWARDS * inputs.model.n_layers * sum(map(len, tokens.clean))),
+        budget=float(_BUDGET * _FORWARDS * inputs.model.n_layers * sum(map(len, tokens.clean))),
         at_least=_AT_LEAST_WITHOUT_GRADIENTS if repairs else AT_LEAST,
         known=(clean_ld, corrupt_ld),
         seed=seed,

@@ -74,6 +74,8 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
         findings.set_signed(products.mean(0))
         findings.by_position = by_position.mean(0).numpy().reshape(*findings.head_scores.shape, -1)
         findings.set_heads(robust(products))
+        if level == "edge":
+            findings.propose_pairs()
     return found
 
 

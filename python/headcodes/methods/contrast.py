@@ -39,9 +39,9 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     times the share of pairs in which the head's code flips. Relative to the stream, since every reader norms what it
     reads.
 
-    Codes are those of the recipe of this name (``headcodes.codes.recipes``); at edge level pairs of heads are scored
-    by their counts, as published.
-    Prompts of different length are compared from their ends, back to where they part.
+    Codes are those of the recipe of this name (``headcodes.codes.recipes``). At edge level a pair of heads gets the
+    product of its heads' scores. Prompts of different length are compared from
+    their ends, back to where they part.
     """
     measured = inputs.tokens.subset(range(min(N_MEASURED, inputs.n_proposing)))
     with found[0].timed("capture"):
@@ -51,6 +51,8 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
         findings.head_scores = sum(
             (part / part.std() for part in (to_answer, to_flips) if part.std() > 0), np.zeros(to_flips.shape)
         )
+        if level == "edge":
+            findings.propose_pairs()
     return found
 
 
