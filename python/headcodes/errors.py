@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_MAX_GOT = 600
+
 
 class HeadcodesError(ValueError):
     """Something a caller gave cannot be used.
@@ -11,8 +13,10 @@ class HeadcodesError(ValueError):
     """
 
     def __init__(self, must: str, got: str, mend: str) -> None:
+        if len(got) > _MAX_GOT:  # what was got may be of any size; a message is one line that is read
+            got = f"{got[: _MAX_GOT // 2]} ... {got[-_MAX_GOT // 2 :]}"
         self.must = must
-        self.got = got
+        self.got = got = " ".join(got.split()) if "\n" in got else got
         self.mend = mend
         super().__init__(f"{must}; got {got}. {mend}")
 

@@ -12,7 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,25 +106,33 @@ def _this_host() -> str:
     return socket.gethostname()[:64].replace(".", "-")
 
 
-def sweep(folder: Path, pattern: str = "") -> list[Path]:
-    """Remove what dead writers left half-written in a folder, and return it.
+def sweep(folder: Path, target: str = "") -> list[Path]:
+    """Remove ``leftovers`` and return what was removed."""
+    swept = []
+    for path in leftovers(folder, target):
+        with suppress(OSError):  # another process swept it, or it is not ours to remove
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            swept.append(path)
+    return swept
+
+
+def leftovers(folder: Path, target: str = "") -> list[Path]:
+    """Return what dead writers left half-written in a folder.
 
     A writer of this machine is dead when its process is; any other is taken for dead after a day.
 
     Args:
         folder: need not be there.
-        pattern: how the target's name must be, as ``Path.glob`` takes it; any by default.
+        target: name of what was to become of it; any by default.
     """
-    swept = []
-    for path in folder.glob(f".{pattern}.*{_PART}" if pattern else f".*{_PART}"):
-        try:
-            if _writer_lives(path):
-                continue
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        except OSError:
-            continue  # another process swept it, or it is not ours to remove
-        swept.append(path)
-    return swept
+    begins = f".{target}." if target else "."
+    found = []
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name.startswith(begins) and path.name.endswith(_PART):
+                with suppress(FileNotFoundError):
+                    found += [] if _writer_lives(path) else [path]
+    return found
 
 
 def _writer_lives(path: Path) -> bool:

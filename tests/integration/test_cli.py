@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,26 @@ def test_outputs_that_cannot_be_are_refused_before_the_work(
         words = ("x.json", out) if verb == "export" else ("x.json", "--out", out)
         refused(run(verb, *words))
     assert blocked.read_text() == "mine"
+
+
+def test_doctor_names_what_is_damaged_or_left_over(run: Run, folder: Path, tmp_path: Path) -> None:
+    status, out, err = run("doctor")
+    assert (status, err) == (0, "headcodes: nothing is wrong\n")
+    assert "versions: python" in out
+    assert run("discover", "--model", folder, "--n-prompts", "4", "--method", "mean-diff")[0] == 0
+    assert run("doctor")[0] == 0
+    (entry,) = (tmp_path / "cache" / "activations").glob("*.safetensors")
+    content = entry.read_bytes()
+    entry.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    leftover = write(tmp_path / "cache" / "models" / ".x.elsewhere~1.y.part", "")
+    os.utime(leftover, (0, 0))
+    status, out, err = run("doctor")
+    assert (status, err) == (1, "headcodes: faults: 2\n")
+    assert str(entry) in out
+    assert str(leftover) in out
+    assert out.count("mend it by") == 2
+    assert run("cache", "clear")[0] == 0
+    assert run("doctor")[0] == 0
 
 
 def test_a_tokenizer_that_cannot_carry_the_task(run: Run, tiny_hf: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import typer
 from headcodes.cli.bench import bench
 from headcodes.cli.cache import cache
 from headcodes.cli.discover import discover
+from headcodes.cli.doctor import doctor
 from headcodes.cli.evaluate import evaluate
 from headcodes.cli.exchange import diff, export, push
 from headcodes.cli.lists import methods, models, tasks
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
 )
-for verb in (discover, evaluate, export, diff, push, report, bench, scan, cache, models, tasks, methods):
+for verb in (discover, evaluate, export, diff, push, report, bench, scan, cache, doctor, models, tasks, methods):
     app.command()(verb)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.files import cache_dir
+from headcodes.files import cache_dir, sweep, temporary_prefix
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def converted(path: Path, digest: str) -> Path:
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{digest[:12]}.", suffix=".part", dir=folder.parent))
+    sweep(folder.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(folder), suffix=".part", dir=folder.parent))
     try:
         _convert(path, temporary)
         umask = os.umask(0)

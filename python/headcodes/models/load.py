@@ -23,7 +23,7 @@ from headcodes.models.sources import (
     not_loaded,
     resolve,
 )
-from headcodes.models.untrusted import refuse_kernels, refuse_pickles
+from headcodes.models.untrusted import refuse_kernels, refuse_pickles, refuse_sizes
 from headcodes.models.weights import is_bridge
 
 
@@ -127,6 +127,7 @@ def _open(
         # Without trust_remote_code=False transformers asks on standard output whether to run a folder's own code.
         config = AutoConfig.from_pretrained(where, trust_remote_code=False, **asked)
         refuse_kernels(config, place.name)
+        refuse_sizes(config, place.name)
         refuse(config)
         options = asked | {"config": config, "dtype": dtype, "device_map": device_map, "use_safetensors": True}
         with quiet():

@@ -43,6 +43,34 @@ def refuse_kernels(config: Any, name: str) -> None:
             )
 
 
+# Beyond any model there is, and short of what would be built until the memory ends.
+_MOST = {
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 10_000,
+    "num_key_value_heads": 10_000,
+    "hidden_size": 1_000_000,
+    "intermediate_size": 10_000_000,
+    "head_dim": 1_000_000,
+    "vocab_size": 100_000_000,
+    "max_position_embeddings": 1_000_000_000,
+}
+
+
+def refuse_sizes(config: Any, name: str) -> None:
+    """Refuse a configuration of impossible sizes before a library builds the model.
+
+    Raises:
+        HeadcodesError: a size is no whole number from 1 to what any model has.
+    """
+    text = config.get_text_config()
+    for key, most in _MOST.items():
+        size = getattr(text, key, None)
+        if size is None or isinstance(size, list):  # some families have a size a layer
+            continue
+        if not isinstance(size, int) or not 0 < size <= most:
+            raise HeadcodesError(f"{key} must be a number from 1 to {most:,}", f"{size!r:.40} in {name}", "Mend it.")
+
+
 @contextmanager
 def unasked() -> Iterator[None]:
     """Keep transformers from asking anybody whether to run a repository's code, where a library calls it for us."""

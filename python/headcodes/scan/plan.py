@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -12,7 +13,7 @@ from typing import Any
 
 from headcodes import methods, tasks
 from headcodes.errors import HeadcodesError
-from headcodes.files import checksum, read_text, reading
+from headcodes.files import MAX_DEPTH, checksum, read_text, reading
 from headcodes.prompts.tables import SUFFIXES
 from headcodes.provenance import code_checksum, library_versions
 from headcodes.settings import MOST_SEED, SHARED, Settings, SharedSettings, json_schema, parse_seeds
@@ -132,6 +133,8 @@ class Plan(SharedSettings):
         text = read_text(path, "a plan file", mend, max_bytes=_MAX_BYTES)
         path = Path(path)
         with reading("a plan file must be YAML", path, mend):
+            if _depth(text) > MAX_DEPTH:  # the library takes the square of it
+                raise HeadcodesError(f"a plan file is nested at most {MAX_DEPTH} deep", f"{path}, nested deeper", mend)
             if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
                 # A few lines of them can stand for more than any memory holds.
                 raise HeadcodesError("a plan file has no aliases", f"{path}, which has some", "Write it out.")
@@ -218,6 +221,15 @@ def plan_schema() -> dict[str, Any]:
             **{name: rule for name, rule in json_schema(Plan).items() if name in PLAN_SETTINGS},
         ),
     }
+
+
+def _depth(text: str) -> int:
+    """Return how deep the brackets of a text are nested at most, those in strings included."""
+    depth = deepest = 0
+    for mark in re.findall(r"[\[\]{}]", text):
+        depth += 1 if mark in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _models_of(rows: list[Any]) -> Iterator[tuple[str, str | None]]:

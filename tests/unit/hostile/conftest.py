@@ -1,0 +1,43 @@
+"""Attacks are counted: docs/safety.md shows the table that a run of these tests writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Found = Sequence[tuple[str | None, Any]]
+
+
+@pytest.fixture(scope="session")
+def n_attacks() -> int:
+    """Damaged files of a kind: few in `make test`, many with HEADCODES_ATTACKS."""
+    return int(os.environ.get("HEADCODES_ATTACKS", "60"))
+
+
+@pytest.fixture(scope="session")
+def attack_table() -> Iterator[dict[str, list[int]]]:
+    table: dict[str, list[int]] = {}
+    yield table
+    place = os.environ.get("HEADCODES_ATTACK_TABLE")
+    if place:
+        rows = [f"| {kind} | {tried:,} | {wrong:,} |" for kind, (tried, wrong) in sorted(table.items())]
+        text = "\n".join(["| attack | tried | misbehaved |", "|---|---|---|", *rows])
+        Path(place).write_text(text + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def record_attacks(attack_table: dict[str, list[int]]) -> Callable[[str, Found], None]:
+    """``record_attacks(kind, [(what went wrong or None, input), ...])`` counts, and fails where something did."""
+
+    def record(kind: str, found: Found) -> None:
+        wrong = [row for row in found if row[0] is not None]
+        row = attack_table.setdefault(kind, [0, 0])
+        row[0] += len(found)
+        row[1] += len(wrong)
+        assert not wrong, "\n".join(f"{said}  <-  {what!r}" for said, what in wrong[:20])
+
+    return record

@@ -1,0 +1,270 @@
+"""Attacks on every reader of files from elsewhere: one line with the file's name, or a result; never a traceback.
+
+``ATTACKS`` is what docs/safety.md shows as a table: kind of attack, how often tried, how often it misbehaved. Further
+inputs come from hypothesis; what once failed lies here or in tests/data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from headcodes import cli
+from headcodes.circuit.circuit import Circuit
+from headcodes.circuit.formats import load_circuit
+from headcodes.errors import HeadcodesError
+from headcodes.models.load import load_model
+from headcodes.prompts.files import read_pairs
+from headcodes.scan.plan import Plan
+
+Read = Callable[[Path], Any]
+
+
+def misbehaves(read: Read, path: Path, named: str) -> str | None:
+    """Return what is wrong with how a reader takes a file: None where it reads it, or refuses it in one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read(path)
+    except HeadcodesError as error:
+        said = str(error)
+        if "\n" in said or len(said) > 2000 or named not in said:
+            return f"unclear: {said[:300]}"
+    except BaseException as error:
+        return f"{type(error).__name__}: {str(error)[:200]}"
+    return None
+
+
+VALUES = [
+    None, True, 0, -1, 1.5, 10**18, 10**30, float("nan"), float("inf"), "", "x" * 2000, "\ud800", "\0", "a" * 3 + "١",
+    [], {}, [[]], [None], {"a": None}, ["\udfff"],
+]  # fmt: skip
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield where every value of a JSON document stands."""
+    if path:
+        yield path
+    inner = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    for key, value in inner:
+        yield from places(value, (*path, key))
+
+
+def changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
+    copy = json.loads(json.dumps(document))
+    inner = copy
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return copy
+
+
+def variants(document: Any, n: int, seed: int) -> Iterator[bytes]:
+    """Yield damaged texts of a JSON document: values of other kinds everywhere, cut, flipped, nested, too large."""
+    draw = random.Random(seed)
+    text = json.dumps(document).encode()
+    everywhere = list(places(document))
+    yield from (nested(50_000).encode(), b'{"a":' * 50_000, b"9" * 5000, b"\xff\xfe", b"", b"null", b"[]", b"{}", b"\0")
+    for _ in range(n):
+        where, value = draw.choice(everywhere), draw.choice(VALUES)
+        yield json.dumps(changed(document, where, value)).encode()
+    for _ in range(n // 2):
+        place = draw.randrange(len(text))
+        yield draw.choice((text[:place], text[:place] + bytes([draw.randrange(256)]) + text[place + 1 :]))
+
+
+CIRCUIT = {
+    **Circuit.from_heads([(1, 0)], n_layers=2, n_heads=2, pairs=[((0, 1), (1, 0))], d_model=8, model="m").as_dict(),
+    "node_scores": {"a0.h1": 1.0, "a1.h0": 2.0},
+    "meta": {"note": ["x"]},
+}
+GRAPH = {
+    "cfg": {"n_layers": 1, "n_heads": 1, "parallel_attn_mlp": False, "d_model": 4},
+    "nodes": {"input": {"in_graph": True}, "a0.h0": {"in_graph": True, "score": 1.0}, "logits": {"in_graph": True}},
+    "edges": {"input->a0.h0<q>": {"score": 1.0, "in_graph": True}, "a0.h0->logits": {"score": 1, "in_graph": False}},
+}
+PROMPTS = {
+    "task": "mine",
+    "negative": "swap",
+    "prompts": [{"clean": "a b", "corrupt": "c b", "answers": [" x"], "wrong_answers": [" y"]}],
+}
+PLAN = {"models": ["gpt2", {"source": "x", "revisions": ["a"]}], "tasks": ["ioi"], "seeds": [0, 1], "n_prompts": 3}
+
+
+def plan(path: Path) -> Any:
+    return Plan.from_yaml(path)
+
+
+def write_again(path: Path) -> Any:
+    """What can be read can be written."""
+    load_circuit(path).to_json(path.with_suffix(".out"))
+
+
+JSON_READERS: dict[str, tuple[Any, str, Read]] = {
+    "circuit": (CIRCUIT, "mine.json", write_again),
+    "MIB graph": (GRAPH, "mine.json", write_again),
+    "prompt file": (PROMPTS, "mine.json", read_pairs),
+    "plan": (PLAN, "mine.yaml", plan),
+}
+
+
+@pytest.mark.parametrize("kind", JSON_READERS)
+def test_damaged_json(tmp_path: Path, kind: str, record_attacks: Any, n_attacks: int) -> None:
+    document, name, read = JSON_READERS[kind]
+    path = tmp_path / name
+    found = []
+    for content in variants(document, n_attacks, seed=0):
+        path.write_bytes(content)
+        found.append((misbehaves(read, path, name), content[:200]))
+    record_attacks(f"damaged {kind}", found)
+
+
+@pytest.mark.parametrize("kind", JSON_READERS)
+def test_files_without_an_end_and_other_places(tmp_path: Path, kind: str, record_attacks: Any) -> None:
+    read = JSON_READERS[kind][2]
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    found = []
+    for path in (Path("/dev/zero"), Path("/dev/null"), *(tmp_path / name for name in ("pipe", ".", "circle", "none"))):
+        found.append((misbehaves(read, path, path.name), str(path)))
+    record_attacks("devices, pipes, folders and links in place of files", found)
+
+
+@pytest.mark.parametrize("kind", JSON_READERS)
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*CIRCUIT, *GRAPH, *PROMPTS, *PLAN]), inner),
+        max_leaves=30,
+    )
+)
+def test_any_json(tmp_path: Path, kind: str, document: Any) -> None:
+    _, name, read = JSON_READERS[kind]
+    base = JSON_READERS[kind][0]
+    for whole in (document, base | document if isinstance(document, dict) else document):
+        (tmp_path / name).write_text(json.dumps(whole))
+        assert misbehaves(read, tmp_path / name, name) is None
+
+
+SMALL_CONFIG = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "architectures")
+
+
+def model_attacks(n: int) -> Iterator[tuple[str, Callable[[bytes], bytes]]]:
+    """Yield a file of a model folder and what is done to it."""
+    draw = random.Random(0)
+
+    def instead(content: bytes) -> Callable[[bytes], bytes]:
+        return lambda _whole: content
+
+    def having(**changes: Any) -> Callable[[bytes], bytes]:
+        return lambda whole: json.dumps(json.loads(whole) | changes).encode()
+
+    def cut(share: float) -> Callable[[bytes], bytes]:
+        return lambda whole: whole[: int(len(whole) * share)]
+
+    def flipped(at: int, bit: int) -> Callable[[bytes], bytes]:
+        return lambda whole: whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :]
+
+    contents = (b"", b"null", b"[]", b"{", b"{}", nested(50_000).encode(), b"\xff", b"9" * 5000)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        yield from ((name, instead(content)) for content in draw.sample(contents, min(n, len(contents))))
+    sizes = [(key, value) for key in SMALL_CONFIG for value in (None, -1, 10**12, "x", [], {}, 0)]
+    yield from (("config.json", having(**{key: value})) for key, value in draw.sample(sizes, min(4 * n, len(sizes))))
+    for pattern in ("(", "(?<x", "[" * 5000, "\\")[:n]:
+        broken = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+        yield "tokenizer.json", having(pre_tokenizer=broken)
+    for _ in range(n):
+        yield "model.safetensors", cut(draw.random())
+        yield "model.safetensors", flipped(draw.randrange(2000), draw.randrange(8))  # in its header
+    yield "model.safetensors", instead(b"")
+    yield "model.safetensors", lambda whole: (1 << 62).to_bytes(8, "little") + whole[8:]
+
+
+def test_damaged_model_folders(
+    tmp_path: Path, tiny_hf: Any, tiny_tokenizer: Any, record_attacks: Any, n_attacks: int, capfd: Any
+) -> None:
+    whole = tmp_path / "whole"
+    tiny_hf("llama").save_pretrained(whole)
+    tiny_tokenizer.save_pretrained(whole)
+    found = []
+    for number, (name, damage) in enumerate(model_attacks(max(3, n_attacks // 20))):
+        folder = tmp_path / f"model{number}"
+        folder.mkdir()
+        for path in whole.iterdir():
+            (folder / path.name).symlink_to(path)
+        content = (whole / name).read_bytes()
+        (folder / name).unlink()
+        (folder / name).write_bytes(damage(content))
+        found.append((misbehaves(lambda path: load_model(path, device="cpu"), folder, folder.name), f"{number} {name}"))
+    record_attacks("damaged model folder", found)
+
+
+REFUSED = [
+    ("discover", "--n-prompts", "99999999999999999999"),
+    ("discover", "--seed", "18446744073709551616"),
+    ("discover", "--seed", "-1"),
+    ("discover", "--n-train", "9223372036854775808"),
+    ("discover", "--threads", "9223372036854775808"),
+    ("discover", "--device", "meta"),
+    ("discover", "--prompts", "/dev/zero"),
+    ("discover", "--out", "/dev/null"),
+    ("discover", "--model", "planted-ioi-99999999999"),
+    ("scan", "--models", "planted-ioi", "--seeds", "18446744073709551616", "--dry-run"),
+    ("scan", "--models", "planted-ioi", "--tasks", "iio", "--dry-run"),
+    ("export", "/dev/zero", "out"),
+    ("report", "/dev/zero"),
+    ("evaluate", "/dev/zero"),
+    ("diff", "/dev/zero", "/dev/zero"),
+]
+
+
+def test_command_lines_that_cannot_be(
+    tmp_path: Path, record_attacks: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HEADCODES_CACHE", str(tmp_path / "cache"))
+    found = []
+    for words in (*REFUSED, ("cache", "ls")):
+        if words == ("cache", "ls"):
+            monkeypatch.setenv("HEADCODES_CACHE", "~nobody-here/c")
+        monkeypatch.setattr(sys, "argv", ["headcodes", *words])
+        status: object = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = stop.code
+        except BaseException as error:
+            status = repr(error)
+        out, err = capsys.readouterr()
+        wrong = status != 2 or out or "Traceback" in err or not err.strip()
+        found.append((f"status {status}: {err[-300:]}" if wrong else None, " ".join(words)))
+    record_attacks("command line", found)
+
+
+def test_a_terminal_without_the_letters_of_a_prompt() -> None:
+    code = "from headcodes import cli; cli.app.command('say')(lambda: print(chr(0x65e5), chr(0xd800))); cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "say"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"},
+    )
+    assert (done.returncode, done.stdout) == (0, "\\u65e5 \\ud800\n"), done.stderr
