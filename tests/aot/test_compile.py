@@ -52,7 +52,7 @@ def test_every_kernel_and_precision_compiles_without_spills(tmp_path):
 CARDS = {90: 232_448, 80: 166_912, 89: 101_376}
 
 
-@pytest.mark.parametrize("capability", CARDS)
+@pytest.mark.parametrize("capability", [90, 89])
 def test_no_configuration_that_does_not_fit_a_card_is_launched_on_it(tmp_path, capability):
     """In the widest type, with the widest heads held whole: there most configurations are too large."""
     limit = CARDS[capability]

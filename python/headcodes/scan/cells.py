@@ -77,6 +77,10 @@ class Queue:
         return next((jobs[-1][1] for group, jobs in self._groups.items() if jobs and group[:4] not in models), None)
 
 
+# Status of a worker process whose CUDA device was lost.
+DEVICE_LOST = 70
+
+
 class _ChangedError(HeadcodesError):
     """Ends a scan: its rows would be kept as what they are not."""
 
@@ -86,10 +90,12 @@ class Worker:
 
     Args:
         budget_s: seconds that a cell may take, its model loaded; None sets no limit.
+        expendable: whether this process may end itself where its CUDA device is lost; whoever sent the cell then sends
+            it to another.
     """
 
-    def __init__(self, budget_s: float | None = None) -> None:
-        self._budget_s = budget_s
+    def __init__(self, budget_s: float | None = None, expendable: bool = False) -> None:
+        self._budget_s, self._expendable = budget_s, expendable
         # Of the capture that cells share: the most it held beside what was there before, and what is left of it.
         self._capture_bytes, self._captured_bytes = 0, 0
         self._model_of: tuple[object, ...] | None = None
@@ -136,6 +142,8 @@ class Worker:
             row = failed(identity, cell, f"more than {self._budget_s:g} s", "budget")
             return row | {"budget_s": self._budget_s}, {}
         except Exception as error:
+            if self._expendable and loses_device(error):
+                os._exit(DEVICE_LOST)
             kind = "refused" if isinstance(error, HeadcodesError) else "error"
             return failed(identity, cell, message(error), kind), {}
         findings, check = result.findings, result.task_check
@@ -182,7 +190,7 @@ class Worker:
             # Let go of the last model first: two at once may not fit.
             self._model, self._model_of = None, model_of(cell)
             self._inputs, self._inputs_of = None, None
-            gc.collect()
+            give_back(cell.device)
             start = time.perf_counter()
             self._model = _or_error(_load, cell)
             self._load_s = time.perf_counter() - start
@@ -196,7 +204,7 @@ class Worker:
         model = self.model(cell)
         if self._inputs_of != group_of(cell):
             self._inputs, self._inputs_of = None, group_of(cell)
-            gc.collect()
+            give_back(cell.device)
             before = begin_peak(cell.device)
             self._inputs = _or_error(_capture, model, cell)
             self._capture_bytes = peak_bytes(cell.device) - before
@@ -244,6 +252,21 @@ def _capture(model: Model, cell: Cell) -> Inputs:
         warnings.simplefilter("ignore", HeadcodesWarning)
         _ = inputs.task_check
     return inputs
+
+
+def give_back(device: str) -> None:
+    """Let go of what nobody holds any more; on a GPU also of what torch keeps for itself, as others may share it."""
+    gc.collect()
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+
+
+def loses_device(error: Exception) -> bool:
+    """Say whether an error leaves this process without its CUDA device: after one, every later call fails too."""
+    said = str(error)
+    return "CUDA error:" in said and "out of memory" not in said
 
 
 def message(error: Exception) -> str:

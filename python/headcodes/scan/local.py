@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from headcodes.errors import HeadcodesError
-from headcodes.scan.cells import Job, Queue, Worker, failed
+from headcodes.scan.cells import DEVICE_LOST, Job, Queue, Worker, failed
 from headcodes.scan.plan import Cell
 
 if TYPE_CHECKING:
@@ -73,12 +73,26 @@ def processes(jobs: Sequence[Job], n_workers: int, n_gpus: int, started: Callabl
         pool.end()
 
 
+def visible_gpus(worker: int, n_gpus: int, named: str | None) -> str | None:
+    """Return what CUDA_VISIBLE_DEVICES shall be for a worker; None leaves it alone.
+
+    Args:
+        worker: its number.
+        n_gpus: how many GPUs workers are spread over; 0 where the plan names one device, such as cuda:1, which then is
+            counted among all that are visible here.
+        named: what CUDA_VISIBLE_DEVICES is here.
+    """
+    if not n_gpus:
+        return named
+    gpus = named.split(",") if named else [str(gpu) for gpu in range(n_gpus)]
+    return gpus[worker % len(gpus)]
+
+
 class _Pool:
     """Worker processes by the pipe to each, numbered so that a new one takes its predecessor's place and GPU."""
 
     def __init__(self, n_gpus: int) -> None:
-        named = os.environ.get("CUDA_VISIBLE_DEVICES")
-        self._gpus = named.split(",") if named else [str(gpu) for gpu in range(n_gpus)]
+        self._n_gpus = n_gpus
         # CUDA and threads do not survive a fork; the server has neither, and imports for all workers once.
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(
@@ -89,7 +103,7 @@ class _Pool:
 
     def add(self, number: int | None = None) -> Connection:
         number = len(self.processes) if number is None else number
-        gpu = self._gpus[number % len(self._gpus)] if self._gpus else None
+        gpu = visible_gpus(number, self._n_gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
         ours, theirs = self._context.Pipe()
         # The server may be older than the environment.
         environment = {name: value for name, value in os.environ.items() if name.startswith(("HEADCODES_", "HF_"))}
@@ -108,7 +122,7 @@ class _Pool:
         pipe.close()
         process.join()
         code = process.exitcode or 0
-        death = f"left with status {code}"
+        death = "lost its CUDA device" if code == DEVICE_LOST else f"left with status {code}"
         if code < 0:
             name = signal.Signals(-code).name
             death = f"was killed by signal {-code} ({name})"
@@ -128,7 +142,7 @@ def _serve(pipe: Connection, environment: dict[str, str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends its workers
     os.environ.update(environment)
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    worker = Worker()
+    worker = Worker(expendable=True)
     while True:
         try:
             job = pipe.recv()

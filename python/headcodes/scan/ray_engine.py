@@ -81,7 +81,7 @@ def _on_cluster(
         runtime_env={"env_vars": {name: os.environ[name] for name in _SHARED if name in os.environ}},
     )
     queue = Queue(jobs)
-    actors = {number: actor.remote() for number in range(min(workers or room, room, len(jobs)))}
+    actors = {number: actor.remote(expendable=True) for number in range(min(workers or room, room, len(jobs)))}
     # What each actor was last asked, with its cell; None where it was asked whether it is there. That is asked until
     # it is: before its first cell, since an actor without a place would hold cells back, and after a death.
     waiting: dict[Any, tuple[int, Job | None]] = {

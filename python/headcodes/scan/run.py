@@ -133,7 +133,8 @@ def _rows(
         n_workers = 1 if worker else min(workers or int(n_gpus / gpu_share) or 1, len(work.jobs))
         outcomes = (
             in_process(work.jobs, started, worker or Worker())
-            if n_workers == 1
+            # On a GPU a lost device costs its process: that shall not be this one.
+            if worker or (n_workers == 1 and not work.jobs[0][1].device.startswith("cuda"))
             else processes(work.jobs, n_workers, n_gpus, started)
         )
     try:
