@@ -89,7 +89,7 @@ def read_pairs(
     for span in spans:
         pairs, n_marked = _unmarked(pairs, span)
         notes.append(f"the span [{span}] is marked in {n_marked:,} of {len(pairs):,} rows; the marks are taken out")
-    if (marks := next(filter(None, (_MARKS.search(pair.clean) for pair in pairs)), None)) is not None:
+    if (marks := next(filter(None, (_MARKS.search(pair.clean[:2000]) for pair in pairs)), None)) is not None:
         notes.append(f"texts hold what look like marks of a span: [{marks[1]}]; --positions {marks[1]} takes them out")
     left_out = settle(faults, len(rows), skip_bad=skip_bad)
     task = about.get("task", Path(name.removeprefix("hf:").split(":")[0]).stem)
