@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headcodes import HeadcodesError, methods, read_pairs, tasks
+from headcodes import HeadcodesError, PromptPair, PromptPairs, methods, read_pairs, tasks
 from headcodes.discovery import check_request
 from headcodes.methods.inputs import Inputs
 from headcodes.models.asked import ask
@@ -113,3 +113,14 @@ def test_methods_about_whole_prompts_refuse_positions() -> None:
     with pytest.raises(HeadcodesError, match="last with 'patching'"):
         check_request("patching", positions="last")
     check_request("eap", positions="last")
+
+
+def test_a_changed_last_token_counts_once(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("gpt2")
+    pair = PromptPair("Mary went to the store", "Mary went to the garden", (" and",), (" to",))
+    tokens = tokenize(PromptPairs((pair,), "mine", "custom"), model.tokenizer)
+    assert tokens.changed_positions(0) == [len(tokens.clean[0]) - 1]
+    found = methods.get("eap").find(Inputs(model, tokens))
+    assert found.by_position is not None
+    np.testing.assert_allclose(found.by_position[..., 2], found.signed, atol=1e-7)
+    assert not found.by_position[..., :2].any()
