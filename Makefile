@@ -47,13 +47,13 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/codespell python kernels csrc tests bench docs README.md CHANGELOG.md CONTRIBUTING.md
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/**.cpp' 'csrc/**.hpp' 'tests/cpp/*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/**.cpp' 'csrc/**.hpp' 'tests/cpp/*.?pp')
 	$(BIN)/validate-pyproject pyproject.toml
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/**.cpp' 'csrc/**.hpp' 'tests/cpp/*.cpp')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/**.cpp' 'csrc/**.hpp' 'tests/cpp/*.?pp')
 
 # Small problems gain nothing from a second thread each; two processes use both cores.
 test: setup test-cpp

@@ -2,126 +2,21 @@
 // CMakeLists.txt.
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <map>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "headcodes/overlap.hpp"
 #include "headcodes/permutation.hpp"
-#include "parallel.hpp"
-#include "random.hpp"
+#include "sides.hpp"
+
+namespace headcodes::testing {
+
+int run_plain();  // test_plain.cpp
 
 namespace {
-
-using namespace headcodes;
-
-int failures = 0;
-
-void expect(bool holds, const std::string& what) {
-  if (holds) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
-/// Codes of both sides, prompts in rows.
-struct Sides {
-  std::size_t n_positive;
-  std::size_t n_negative;
-  std::size_t n_component;
-  std::vector<std::int32_t> codes;
-
-  [[nodiscard]] std::int32_t at(std::size_t prompt, std::size_t component) const {
-    return codes[prompt * n_component + component];
-  }
-  [[nodiscard]] Codes positive() const { return view(0, n_positive); }
-  [[nodiscard]] Codes negative() const { return view(n_positive, n_negative); }
-  [[nodiscard]] Codes view(std::size_t first, std::size_t n) const {
-    return {codes.data() + first * n_component, n, n_component, static_cast<std::ptrdiff_t>(n_component), 1};
-  }
-};
-
-/// Each component draws from n_codes codes, some far more often than others (skew > 0), and is dead in a
-/// share.
-Sides draw(std::size_t n_positive, std::size_t n_negative, std::size_t n_component,
-           const std::vector<int>& n_codes, double skew, double dead, unsigned seed) {
-  std::mt19937 random(seed);
-  std::uniform_real_distribution<double> uniform(0, 1);
-  Sides sides{n_positive, n_negative, n_component, {}};
-  sides.codes.resize((n_positive + n_negative) * n_component);
-  for (std::size_t c = 0; c < n_component; ++c) {
-    const int n = n_codes[c % n_codes.size()];
-    const int shift = static_cast<int>(uniform(random) * (65536 - n));
-    for (std::size_t p = 0; p < n_positive + n_negative; ++p) {
-      const int code = std::min(n - 1, static_cast<int>(n * std::pow(uniform(random), 1 + skew)));
-      sides.codes[p * n_component + c] = uniform(random) < dead ? -1 : shift + code;
-    }
-  }
-  return sides;
-}
-
-/// Every component has exactly n_codes codes among the positives; negatives share some of them.
-Sides draw_all(std::size_t n_codes, std::size_t n_positive, std::size_t n_negative, unsigned seed) {
-  std::mt19937 random(seed);
-  constexpr std::size_t n_component = 3;
-  Sides sides{n_positive, n_negative, n_component,
-              std::vector<std::int32_t>((n_positive + n_negative) * n_component)};
-  std::vector<std::int32_t> column(n_positive);
-  for (std::size_t c = 0; c < n_component; ++c) {
-    // Every code once, the first three for all that is left: both small and large groups.
-    for (std::size_t p = 0; p < n_positive; ++p) {
-      column[p] = static_cast<std::int32_t>(p < n_codes ? p : p % 3);
-    }
-    if (c == 1) std::ranges::reverse(column);
-    if (c == 2) std::ranges::shuffle(column, random);
-    for (std::size_t p = 0; p < n_positive; ++p) sides.codes[p * n_component + c] = column[p];
-  }
-  for (std::size_t p = n_positive; p < n_positive + n_negative; ++p) {
-    const std::size_t like = random() % n_positive;
-    for (std::size_t c = 0; c < n_component; ++c) {
-      const auto drawn = random();
-      sides.codes[p * n_component + c] = drawn % 3 == 0   ? static_cast<std::int32_t>(drawn % 65536)
-                                         : drawn % 7 == 0 ? -1
-                                                          : sides.codes[like * n_component + c];
-    }
-  }
-  sides.codes[n_component * 5] = -1;
-  return sides;
-}
-
-struct Expected {
-  std::int32_t unique = 0;
-  std::int32_t explained = 0;
-};
-
-/// From the definition. j = i means the node count. `positive` labels the prompts.
-Expected expected(const Sides& sides, std::size_t i, std::size_t j,
-                  const std::vector<std::uint8_t>& positive) {
-  std::map<std::pair<int, int>, std::pair<int, int>> seen;
-  for (std::size_t p = 0; p < sides.n_positive + sides.n_negative; ++p) {
-    const std::pair<int, int> code{sides.at(p, i), sides.at(p, j)};
-    if (code.first == -1 || code.second == -1) continue;
-    auto& [in_positive, in_negative] = seen[code];
-    ++(positive[p] != 0 ? in_positive : in_negative);
-  }
-  Expected result;
-  for (const auto& [code, times] : seen) {
-    if (times.second != 0 || times.first == 0) continue;
-    ++result.unique;
-    result.explained += times.first;
-  }
-  return result;
-}
-
-std::vector<std::uint8_t> given_labels(const Sides& sides) {
-  std::vector<std::uint8_t> labels(sides.n_positive + sides.n_negative, 0);
-  std::fill_n(labels.begin(), sides.n_positive, std::uint8_t{1});
-  return labels;
-}
 
 void check_counts(const Sides& sides, Isa isa, int threads, const std::string& name) {
   const std::size_t n = sides.n_component;
@@ -175,23 +70,6 @@ void check_cross(std::size_t n_first, std::size_t n_second, std::size_t n_negati
   bool good = true;
   for (std::size_t c = 0; c + 1 < n; ++c) {
     good = good && pairs[c * n + n - 1] == want && explained[(n - 1) * n + c] == want;
-  }
-  expect(good, name);
-}
-
-/// More components than can be looked at in full: some pairs against sets.
-void check_some_pairs(const Sides& sides, Isa isa, int threads, const std::string& name) {
-  const std::size_t n = sides.n_component;
-  std::vector<std::int32_t> pairs(n * n);
-  std::vector<std::int32_t> explained(n * n);
-  pair_unique_counts(sides.positive(), sides.negative(), {-1, threads, isa, {}}, {}, pairs, explained);
-  const auto labels = given_labels(sides);
-  bool good = true;
-  for (std::size_t i = 0; i < n; i += 17) {
-    for (std::size_t j = 1; j < n; j += 11) {
-      const Expected pair = i == j ? Expected{} : expected(sides, i, j, labels);
-      good = good && pairs[i * n + j] == pair.unique && explained[j * n + i] == pair.explained;
-    }
   }
   expect(good, name);
 }
@@ -274,118 +152,12 @@ int run_variant(Isa isa, const std::string& name) {
   return failures == 0 ? 0 : 1;
 }
 
-void check_philox() {
-  // Known answers of the Random123 library, kat_vectors.
-  using Words = std::array<std::uint32_t, 4>;
-  expect(philox({0, 0, 0, 0}, 0) == Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}, "philox of zeros");
-  expect(philox({~0U, ~0U, ~0U, ~0U}, ~std::uint64_t{0}) ==
-             Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd},
-         "philox of ones");
-  expect(philox({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
-                std::uint64_t{0x299f31d0} << 32 | 0xa4093822) ==
-             Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1},
-         "philox of pi");
-}
-
-void check_strides() {
-  const Sides sides = draw(30, 20, 12, {5}, 0, 0.1, 5);
-  std::vector<std::int32_t> columns(sides.codes.size());
-  for (std::size_t p = 0; p < 50; ++p) {
-    for (std::size_t c = 0; c < 12; ++c) columns[c * 50 + (49 - p)] = sides.at(p, c);
-  }
-  std::vector<std::int32_t> rows_first(144);
-  std::vector<std::int32_t> columns_first(144);
-  pair_unique_counts(sides.positive(), sides.negative(), {-1, 1, best_isa(), {}}, {}, rows_first);
-  pair_unique_counts({columns.data() + 49, 30, 12, -1, 50}, {columns.data() + 19, 20, 12, -1, 50},
-                     {-1, 2, best_isa(), {}}, {}, columns_first);
-  expect(rows_first == columns_first, "strides");
-}
-
-void check_bad_codes() {
-  for (const std::int32_t bad : {-2, -1, max_code + 1, INT32_MIN, INT32_MAX}) {
-    Sides sides = draw(4, 4, 40, {3}, 0, 0, 6);
-    sides.codes[5 * 40 + 33] = bad;
-    std::vector<std::int32_t> pairs(1600);
-    try {
-      pair_unique_counts(sides.positive(), sides.negative(), {{}, 3, best_isa(), {}}, {}, pairs);
-      expect(false, "a bad code is refused");
-    } catch (const BadCode& error) {
-      expect(error.value == bad && !error.positive && error.prompt == 1 && error.component == 33,
-             "bad code's place");
-    }
-  }
-}
-
-/// Large enough for several threads to be used, in tiles of every kind.
-void check_threads() {
-  const Sides sides = draw(260, 240, 620, {150, 9, 20, 40, 700}, 1, 0.05, 8);
-  std::vector<std::int32_t> one(620 * 620);
-  std::vector<std::int32_t> one_explained(620 * 620);
-  pair_unique_counts(sides.positive(), sides.negative(), {-1, 1, best_isa(), {}}, {}, one, one_explained);
-  for (const int threads : {2, 3, 8}) {
-    std::vector<std::int32_t> many(620 * 620);
-    std::vector<std::int32_t> many_explained(620 * 620);
-    pair_unique_counts(sides.positive(), sides.negative(), {-1, threads, best_isa(), {}}, {}, many,
-                       many_explained);
-    expect(many == one && many_explained == one_explained,
-           "the same for " + std::to_string(threads) + " threads");
-  }
-  check_some_pairs(sides, best_isa(), 2, "many components");
-}
-
-/// Stops every kind of count soon after the caller says so, whatever the threads are at.
-void check_cancel() {
-  const Sides sides = draw(3000, 3000, 700, {60000, 40, 500}, 1, 0, 7);
-  const Permutations permutations{100000, 0, true};
-  std::vector<std::int32_t> a(700 * 700);
-  std::vector<std::int32_t> b(700 * 700);
-  std::vector<std::int32_t> c(700 * 700);
-  std::vector<float> d(700 * 700);
-  int asked = 0;
-  const Options options{-1, 3, best_isa(), [&] { return ++asked == 2; }};
-  for (int kind = 0; kind < 2; ++kind) {
-    asked = 0;
-    try {
-      if (kind == 0) {
-        pair_unique_counts(sides.positive(), sides.negative(), options, {}, a);
-      } else {
-        pair_permutations(sides.positive(), sides.negative(), options, permutations, {}, {a, b, d, c});
-      }
-      expect(false, "a cancelled count does not return");
-    } catch (const Cancelled&) {
-      expect(asked == 2, "cancelled at once");
-    }
-  }
-}
-
-/// A caller whose own share is done still gets to stop the others.
-void check_cancel_while_waiting() {
-  int asked = 0;
-  try {
-    run_workers(
-        2, [&] { return ++asked == 2; },
-        [](int worker, Poll& poll) {
-          while (worker == 1) poll(std::size_t{1} << 30);
-        });
-    expect(false, "a cancelled wait does not return");
-  } catch (const Cancelled&) {
-    expect(asked == 2, "cancelled while waiting");
-  }
-}
-
-int run_plain() {
-  check_philox();
-  check_strides();
-  check_bad_codes();
-  check_threads();
-  check_cancel();
-  check_cancel_while_waiting();
-  return failures == 0 ? 0 : 1;
-}
-
 }  // namespace
+}  // namespace headcodes::testing
 
 int main(int argc, char** argv) {
+  using namespace headcodes;
+  using namespace headcodes::testing;
   const std::string suite = argc > 1 ? argv[1] : "";
   if (suite == "simd128") return run_variant(Isa::simd128, suite);
   if (suite == "avx2") return run_variant(Isa::avx2, suite);
