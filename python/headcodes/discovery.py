@@ -316,7 +316,10 @@ def _confirm(findings: Findings, inputs: Inputs, verify: Verify, seed: int) -> d
         return found
     try:
         with findings.timed("edges"):
-            found["paths"] = confirm_edges(inputs, found["verification"], seed)
+            if inputs.gradient:
+                found["paths"] = confirm_edges(inputs, found["verification"], seed)
+            else:
+                found["unverified"] = "no path between heads was patched: gradients were not asked for"
     except HeadcodesError as error:
         missing("no path between heads was patched", error)
     try:

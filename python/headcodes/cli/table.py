@@ -42,7 +42,7 @@ def table(result: Result, top: int) -> str:
     if result.findings.fallback is not None:
         lines.append(f"default stands for {result.method_used}: {result.findings.fallback}")
     if result.unverified is not None:
-        lines.append(f"not confirmed: {result.unverified}")
+        lines.append(result.unverified)
     found = _proposed(result, top) if result.verification is None else _confirmed(result, result.verification)
     stages = "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.timings_s.items())
     return "\n".join([*lines, "", *found, "", f"seconds: {stages}"])

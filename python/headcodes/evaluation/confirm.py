@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from headcodes import metrics
+from headcodes.errors import HeadcodesError
 from headcodes.evaluation.faithfulness import behaviour, normalised
 from headcodes.graph import head_name
 from headcodes.interventions.carried import carried_edges
@@ -95,6 +96,12 @@ def confirm_edges(inputs: Inputs, verification: Verification, seed: int) -> Path
             unknown.
     """
     model, heads = inputs.model, verification.confirmed()
+    if any(part.is_meta for part in model.module.parameters()):
+        raise HeadcodesError(
+            "edges are proposed by a backward pass, which needs all weights in memory",
+            "offloaded weights",
+            "Free memory.",
+        )
     if len({layer for layer, _ in heads}) < 2:
         return None
     tokens = inputs.tokens.subset(range(inputs.n_proposing))
@@ -102,7 +109,12 @@ def confirm_edges(inputs: Inputs, verification: Verification, seed: int) -> Path
     chosen, clean_ld, corrupt_ld, *_ = answered(
         model, tokens, min(_PATH_PAIRS, len(verification.effects)), (known[0], known[1])
     )
-    edges, products = carried_edges(model, chosen, heads)
+    try:
+        edges, products = carried_edges(model, chosen, heads)
+    except torch.OutOfMemoryError as error:
+        raise HeadcodesError(
+            "edges are proposed by a backward pass, which must fit", f"too little on {model.device}", "Free memory."
+        ) from error
     scores = robust(torch.from_numpy(products)).numpy()
     ranked = [edges[int(i)] for i in np.argsort(-scores, kind="stable") if scores[i] > 0]
     if not ranked:
