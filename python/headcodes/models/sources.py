@@ -24,7 +24,12 @@ def ask_hub(place: Source) -> bool:
     """
     answers = hub_answers()
     if not answers and hub_commit(place.name, place.revision) is None:
-        raise not_loaded(place, OSError("no network: the hub's name does not resolve"))
+        # Told apart: a switch that somebody set is not a network that is down.
+        switch = os.environ.get("HF_HUB_OFFLINE")
+        reason = (
+            f"HF_HUB_OFFLINE={switch} keeps the hub out" if switch else "no network: the hub's name does not resolve"
+        )
+        raise not_loaded(place, OSError(f"{reason}; it is not in the hub's cache here"))
     return answers
 
 

@@ -250,6 +250,13 @@ def test_a_model_that_sees_what_comes_after_is_refused() -> None:
         load_model(bert, projection="bert.encoder.layer.{layer}.attention.output.dense")
 
 
+def test_a_switch_that_keeps_the_hub_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(HeadcodesError, match=r"someone/nothing.*HF_HUB_OFFLINE=1"):
+        load_model("someone/nothing")
+
+
 def test_what_is_no_model_no_prompts_or_no_tokenizer_gets_one_line(tiny_model: Any, tiny_hf: Any) -> None:
     from headcodes import tasks
 
