@@ -66,7 +66,8 @@ def discover(
         pairs: positive (clean) and negative (corrupted) prompts.
         method: one of ``headcodes.methods.METHODS``.
         level: "node" scores heads; "edge" scores pairs of heads as well.
-        seed: of everything that is drawn. The same seed, device, threads and versions give the same bits.
+        seed: of everything that is drawn. The same seed, device, threads and versions give the same bits; on a GPU only
+            with a method that takes no gradient through the model, whose attention's backward pass adds up as it comes.
         seeds: run the method once with each of these, as one batched problem; ``seed`` then draws what is drawn after
             the scores (``verify``). The result's scores are the means over seeds, ``result.by_seed`` holds every
             seed's own, their spread and their consensus; codes and autoencoder are the first seed's. On a CPU a
