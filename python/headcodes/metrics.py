@@ -303,3 +303,17 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Float[np.ndarray, " 
             "Choose another truth or another number of heads.",
         )
     return flat.ravel(), truth
+
+
+def normalised(values: Float[np.ndarray, "n_pairs n_run"], empty: int) -> Float[np.ndarray, " n_run"]:
+    """Scale means over pairs so that run ``empty`` is 0 and run 0, the whole model, 1."""
+    mean = values.mean(axis=0)
+    span = mean[0] - mean[empty]
+    if abs(span) < 1e-6 * max(1.0, float(np.abs(mean).max())):
+        raise HeadcodesError(
+            "the ablated parts must matter: without all of them the model answers otherwise than the whole one",
+            f"a mean logit difference of {mean[0]:.4g} both times",
+            "Choose another ablation, or other prompts.",
+        )
+    scaled: Float[np.ndarray, " n_run"] = (mean - mean[empty]) / span
+    return scaled

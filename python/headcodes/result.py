@@ -14,7 +14,7 @@ import numpy as np
 
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.evaluation.confirm import edge_rows, expected_effects, found_exactly
+from headcodes.evaluation.confirm import confirmed_circuit, found_exactly
 from headcodes.files import atomic_write
 from headcodes.settings import SETTINGS, Settings, Verify
 from headcodes.store.folders import run_folder
@@ -146,22 +146,21 @@ class Result(Settings):
 
         Where ``fdr`` was asked for and none were patched, only heads that pass it.
         """
+        about: dict[str, Any] = {
+            "d_model": self.d_model,
+            "parallel_attn_mlp": self.parallel_attn_mlp,
+            "model": self.model,
+            "task": self.task,
+            "method": self.method,
+        }
         if self.verification is not None:
-            return self._confirmed(self.verification)
+            about["meta"] = {"method_used": self.method_used, "held_out": self.held_out}
+            return confirmed_circuit(self.findings, self.verification, self.paths, **about)
         scores = self.head_scores
         if self.fdr is not None and self.node_tests is not None:
             scores = np.where(self.node_tests.q.reshape(scores.shape) <= self.fdr, scores, 0.0)
-        mlps = self._chosen_mlps(scores, top)
-        circuit = Circuit.from_scores(
-            scores,
-            top=max(top - len(mlps), 1),
-            pair_scores=self.pair_scores,
-            d_model=self.d_model,
-            parallel_attn_mlp=self.parallel_attn_mlp,
-            model=self.model,
-            task=self.task,
-            method=self.method,
-        )
+        mlps = [] if self.circuit_components == "heads" else self.findings.best_mlps(scores, top)
+        circuit = Circuit.from_scores(scores, top=max(top - len(mlps), 1), pair_scores=self.pair_scores, **about)
         # Chosen by magnitude, kept with their sign. What is not chosen among is scored all the same.
         signs = np.where(self.findings.signed_scores < 0, -1.0, 1.0).ravel()
         kept = {name: score * sign for (name, score), sign in zip(circuit.node_scores.items(), signs, strict=True)}
@@ -169,36 +168,6 @@ class Result(Settings):
         heads, edges = (circuit.nodes, circuit.edges) if len(mlps) < top else ((), ())
         nodes = tuple(sorted([*heads, *mlps], key=lambda name: -abs(kept[name])))
         return replace(circuit, node_scores=kept, nodes=nodes, edges=edges)
-
-    def _chosen_mlps(self, scores: Float[np.ndarray, "n_layers n_heads"], top: int) -> list[str]:
-        """Return the MLPs among the ``top`` parts of largest score, where a circuit may hold some; heads win ties."""
-        if self.circuit_components == "heads":
-            return []
-        others = {name: abs(score) for name, score in self.findings.other_nodes.items() if name.startswith("m")}
-        ranked = sorted([(-score, 0, "") for score in scores.ravel()] + [(-x, 1, name) for name, x in others.items()])
-        return [name for score, is_mlp, name in ranked[:top] if is_mlp and score < 0]
-
-    def _confirmed(self, verification: Verification) -> Circuit:
-        rows = sorted(verification.as_rows(), key=lambda row: -abs(row["effect"]))
-        scores = expected_effects(self.findings, verification)
-        effects = {row["head"]: row for row in rows}
-        edges = sorted(edge_rows(self.paths), key=lambda row: -abs(row["effect"]))
-        effects |= {f"{row['from']}->{row['to']}": row for row in edges}
-        return Circuit(
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
-            nodes=tuple(row["head"] for row in rows if row["confirmed"]),
-            edges=tuple((row["from"], row["to"]) for row in edges if row["confirmed"]),
-            edge_scores={(row["from"], row["to"]): row["effect"] for row in edges},
-            node_scores=dict(zip(self.components, scores.tolist(), strict=True)),
-            d_model=self.d_model,
-            parallel_attn_mlp=self.parallel_attn_mlp,
-            model=self.model,
-            task=self.task,
-            method=self.method,
-            meta={"method_used": self.method_used, "held_out": self.held_out},
-            effects=effects,
-        )
 
     def with_timings(self, **timings_s: float) -> Result:
         """Return the same result with some stages' seconds set."""
@@ -246,21 +215,13 @@ class Result(Settings):
             "circuit": self.circuit(top).as_lists(),
             **({} if self.metric is None else {"metric": self.metric}),
             **({} if self.circuit_components == "heads" else {"circuit_components": self.circuit_components}),
-            **self._by_position(),
+            **self.findings.scores_by_position(),
             "task_check": self.task_check.as_dict(),
             "dead_share": self.findings.dead_share,
             "timings_s": {stage: round(seconds, 4) for stage, seconds in self.timings_s.items()},
             "backend": self.backend,
             "versions": self.versions,
         }
-
-    def _by_position(self) -> dict[str, Any]:
-        if self.findings.by_position is None:
-            return {}
-        from headcodes.interventions.runs import POSITION_GROUPS
-
-        found = self.findings.by_position.reshape(-1, len(POSITION_GROUPS)).T
-        return {f"scores_{name}": scores.tolist() for name, scores in zip(POSITION_GROUPS, found, strict=True)}
 
     def save(self, folder: Path | str, top: int = 20, model: Model | None = None) -> None:
         """Write circuit.json, result.json, prompts.json, scores.safetensors, sae/ and page.html into ``folder``.

@@ -11,11 +11,12 @@ from scipy.integrate import trapezoid
 
 from headcodes.circuit.mib import MIB_SHARES
 from headcodes.errors import HeadcodesError
-from headcodes.evaluation.faithfulness import Ablation, behaviour, normalised
+from headcodes.evaluation.faithfulness import Ablation, behaviour
 from headcodes.interventions.ablate import EdgeAblation, edge_order
 from headcodes.interventions.reads import edge_bytes_per_token, edge_names
 from headcodes.interventions.runs import DEFAULT_GRAPH_BYTES, batches
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine
+from headcodes.metrics import normalised
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -8,14 +8,16 @@ import numpy as np
 import torch
 
 from headcodes import metrics
+from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
-from headcodes.evaluation.faithfulness import behaviour, normalised
+from headcodes.evaluation.faithfulness import behaviour
 from headcodes.graph import head_name
 from headcodes.interventions.carried import carried_edges
 from headcodes.interventions.patch import answered
 from headcodes.interventions.paths import PathEffects, path_effects
 from headcodes.interventions.verify import AT_LEAST, SHARE, Verification, in_order, verify, verify_in_order
 from headcodes.methods.attribution import robust
+from headcodes.metrics import normalised
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -216,3 +218,26 @@ def on_held_out(inputs: Inputs, heads: Sequence[tuple[int, int]]) -> dict[str, A
         "completeness": float(shares[4]),
         "faithfulness_without_mlps": alone,
     }
+
+
+def confirmed_circuit(
+    findings: Findings, verification: Verification, paths: PathEffects | None, **about: Any
+) -> Circuit:
+    """Return the circuit of confirmed heads and paths, largest effect first; ``about`` are further fields of it.
+
+    Every head's score is what its effect is expected to be, exact where it was patched (``expected_effects``).
+    """
+    n_layers, n_heads = findings.head_scores.shape
+    rows = sorted(verification.as_rows(), key=lambda row: -abs(row["effect"]))
+    edges = sorted(edge_rows(paths), key=lambda row: -abs(row["effect"]))
+    names = [head_name(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    return Circuit(
+        n_layers=n_layers,
+        n_heads=n_heads,
+        nodes=tuple(row["head"] for row in rows if row["confirmed"]),
+        edges=tuple((row["from"], row["to"]) for row in edges if row["confirmed"]),
+        edge_scores={(row["from"], row["to"]): row["effect"] for row in edges},
+        node_scores=dict(zip(names, expected_effects(findings, verification).tolist(), strict=True)),
+        effects={row["head"]: row for row in rows} | {f"{row['from']}->{row['to']}": row for row in edges},
+        **about,
+    )

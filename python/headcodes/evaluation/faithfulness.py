@@ -1,14 +1,13 @@
 """Whether a circuit is enough, and whether it is needed: faithfulness, completeness, minimality.
 
-A circuit here is a set of heads; embeddings, MLPs and norms always stay. Keeping a circuit means to ablate
-every other head, at all positions. With m the mean logit difference, "empty" all heads ablated and "full"
-none:
+A circuit here is a set of heads; embeddings, MLPs and norms always stay. Keeping a circuit means to ablate every other
+head, at all positions. With m the mean logit difference, "empty" all heads ablated and "full" none:
 
     faithfulness f(C)  = (m(C kept) - m(empty)) / (m(full) - m(empty))     1: the circuit alone does the task
     completeness       = f(all heads but C)                                0: nothing outside it does
 
-Sources: Wang et al. 2022 (arXiv 2211.00593) for the questions; Mueller et al. 2025 (MIB, arXiv 2504.13151)
-for the scale, CPR and CMD.
+Sources: Wang et al. 2022 (arXiv 2211.00593) for the questions; Mueller et al. 2025 (MIB, arXiv 2504.13151) for the
+scale, CPR and CMD.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed, run_edited
+from headcodes.metrics import normalised
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -164,8 +164,8 @@ def behaviour(
         model: Left as it was found.
         tokens: Pairs whose two prompts have equally many tokens.
         kept: Bool [n_run, n_layers, n_heads]: the heads that stay, run by run.
-        ablation: What the other heads say: "zero", "mean" (their mean over all corrupted prompts and
-            positions) or "resample" (their activations on the corrupted prompt, position by position).
+        ablation: What the other heads are replaced by: "zero", "mean" (over all corrupted prompts and positions) or
+            "resample" (their activations on the corrupted prompt, position by position).
         with_mlps: Run by run, whether MLPs stay, computed again (all by default); else their outputs are those on the
             corrupted prompt.
         engine, memory_bytes: See ``headcodes.interventions.walk.run_edited``.
@@ -179,7 +179,7 @@ def behaviour(
     mask = torch.as_tensor(np.asarray(kept, dtype=bool))
     if mask.shape[1:] != (model.n_layers, model.n_heads):
         raise HeadcodesError(
-            f"kept is [n_run, {model.n_layers}, {model.n_heads}]",
+            f"kept must be [n_run, {model.n_layers}, {model.n_heads}]",
             f"shape {tuple(mask.shape)}",
             "Use this model's shape.",
         )
@@ -325,26 +325,12 @@ def default_sizes(n_all: int) -> list[int]:
     return [0, *(step for step in steps if step < n_all), n_all]
 
 
-def normalised(values: Float[np.ndarray, "n_pairs n_run"], empty: int) -> Float[np.ndarray, " n_run"]:
-    """Scale means over pairs so that run ``empty`` is 0 and run 0, the whole model, 1."""
-    mean = values.mean(axis=0)
-    span = mean[0] - mean[empty]
-    if abs(span) < 1e-6 * max(1.0, float(np.abs(mean).max())):
-        raise HeadcodesError(
-            "the ablated parts matter: the model with all of them ablated answers otherwise than the whole one",
-            f"a mean logit difference of {mean[0]:.4g} both times",
-            "Choose another ablation, or other prompts.",
-        )
-    scaled: Float[np.ndarray, " n_run"] = (mean - mean[empty]) / span
-    return scaled
-
-
 def _mask(model: Model, heads: Sequence[tuple[int, int]]) -> Bool[np.ndarray, "n_layers n_heads"]:
     mask = np.zeros((model.n_layers, model.n_heads), dtype=bool)
     for layer, head in heads:
         if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
             raise HeadcodesError(
-                f"heads lie in {model.n_layers} layers of {model.n_heads}",
+                f"heads must lie in {model.n_layers} layers of {model.n_heads}",
                 f"{(layer, head)}",
                 "Use this model's heads.",
             )

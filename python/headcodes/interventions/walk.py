@@ -1,15 +1,15 @@
 """Many edited runs of one prompt pair, side by side, in one walk through the layers.
 
-Every edited run is a row beside the clean run (row 0) and the corrupted run (row 1). A row enters at the
-layer that its first edit is in, as a copy of the clean row, so nothing before that layer is run twice. What
-comes before the first changed token is the same for all rows: its keys and values are computed once. Only
-the answers' logits are computed, at the last position.
+Every edited run is a row beside the clean run (row 0) and the corrupted run (row 1). A row enters at the layer that its
+first edit is in, as a copy of the clean row, so nothing before that layer is run twice. What comes before the first
+changed token is the same for all rows: its keys and values are computed once. Only the answers' logits are computed, at
+the last position.
 
-The layers are called with the very arguments that the model itself gives them, so the walk holds for every
-family whose blocks hand a residual stream from one to the next. It is checked on a pair of each batch: the
-walk's clean and corrupted answers must be those of the model's own forward pass. Where they are not, or where
-blocks cannot be called like that (TransformerBridge, offloaded weights), whole forward passes do the same
-work, slower, and both a warning and the result say why.
+The layers are called with the very arguments that the model itself gives them, so the walk holds for every family whose
+blocks hand a residual stream from one to the next. It is checked on a pair of each batch: the walk's clean and
+corrupted answers must be those of the model's own forward pass. Where they are not, or where blocks cannot be called
+like that (TransformerBridge, offloaded weights), whole forward passes do the same work, slower, and both a warning and
+the result say why.
 """
 
 from __future__ import annotations
@@ -169,8 +169,7 @@ class _Batch:
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] | None = None
 
     def walk(self, plan: EditPlan) -> list[Tensor] | None:
-        """Return logits [n_row, n_answer] a pair, or None where the walk does not give the model's own
-        answers."""
+        """Return logits [n_row, n_answer] a pair, or None where the walk does not give the model's own answers."""
         model = self.model
         if self.calls is None:
             self._prepare()
@@ -201,8 +200,7 @@ class _Batch:
         return rows if _agree(rows[0][:2], self.own, model.dtype) else None
 
     def _prepare(self) -> None:
-        """Run the prefix once, then both suffixes, noting how the model calls its layers and what it
-        answers."""
+        """Run the prefix once, then both suffixes, noting how the model calls its layers and what it answers."""
         model = self.model
         body: Any = model.module.base_model
         self.cache = prefix_cache(model.n_layers)
@@ -297,8 +295,7 @@ def _editing(model: Model, plan: EditPlan, shape: _Shape) -> Iterator[None]:
 
 
 def _bytes_per_token(model: Model) -> int:
-    """Estimate what a token of one layer holds at a time: residual stream, queries to results, MLP
-    intermediates."""
+    """Estimate what a token of one layer holds at a time: residual stream, queries to results, MLP intermediates."""
     widest = max((part.shape[-1] for part in model.layers[0].parameters() if part.ndim == 2), default=0)
     widest = max(widest, 4 * model.d_model)
     n_columns = model.n_heads * model.d_head
@@ -309,8 +306,7 @@ def _bytes_per_token(model: Model) -> int:
 def _answers(
     model: Model, hidden: Float[Tensor, "row d_model"], ids: Sequence[int] | None
 ) -> Float[Tensor, "row n_answer"]:
-    """Return fp32 logits of a few tokens, or of all, from the last block's output, as ``Model.trace``
-    does."""
+    """Return fp32 logits of a few tokens, or of all, from the last block's output, as ``Model.trace`` does."""
     assert model.final_norm is not None
     unembed: Any = model.unembed
     chosen = slice(None) if ids is None else torch.tensor(list(ids), device=unembed.weight.device)
@@ -344,8 +340,7 @@ def _agree(walked: Tensor, own: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _fitted(value: Any, n_from: int, n_to: int) -> Any:
-    """Stretch an argument made for ``n_from`` rows (or one for all) to ``n_to``: all rows have the same
-    positions."""
+    """Stretch an argument made for ``n_from`` rows (or one for all) to ``n_to``: all rows have the same positions."""
     if isinstance(value, tuple):
         return tuple(_fitted(part, n_from, n_to) for part in value)
     if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] == n_from:

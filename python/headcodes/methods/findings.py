@@ -109,6 +109,22 @@ class Findings:
             used[side] = [(int(values[i]), float(counts[i] / len(codes))) for i in best]
         return used
 
+    def best_mlps(self, head_scores: Float[np.ndarray, "n_layers n_heads"], top: int) -> list[str]:
+        """Return the MLPs among the ``top`` heads and MLPs of largest score; heads win ties."""
+        others = {name: abs(score) for name, score in self.other_nodes.items() if name.startswith("m")}
+        heads = [(-score, 0, "") for score in head_scores.ravel()]
+        ranked = sorted(heads + [(-score, 1, name) for name, score in others.items()])
+        return [name for score, is_mlp, name in ranked[:top] if is_mlp and score < 0]
+
+    def scores_by_position(self) -> dict[str, list[float]]:
+        """Return every head's part of ``signed`` from each group of positions, by its name in result.json."""
+        if self.by_position is None:
+            return {}
+        from headcodes.interventions.runs import POSITION_GROUPS
+
+        found = self.by_position.reshape(-1, len(POSITION_GROUPS)).T
+        return {f"scores_{name}": scores.tolist() for name, scores in zip(POSITION_GROUPS, found, strict=True)}
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the seconds spent inside to ``timings_s[stage]``."""

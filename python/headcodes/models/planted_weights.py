@@ -52,8 +52,7 @@ NAMES = re.compile(r"planted-(ioi|induction)(?:-([0-9]+))?")
 
 
 def layout(total: int) -> tuple[int, int]:
-    """Return layers and heads a layer: as many layers as a third of the heads' square, the nearest that
-    divides."""
+    """Return layers and heads a layer: as many layers as a third of the heads' square, the nearest that divides."""
     if total > _MOST_HEADS:
         raise HeadcodesError(f"a planted model has at most {_MOST_HEADS:,} heads", f"{total} heads"[:40], "Take 4800.")
     layers = [n for n in range(_MIN_LAYERS, total // 3 + 1) if total % n == 0]
@@ -94,8 +93,8 @@ class _Unnormed(nn.Module):
 
 
 def blank_model(n_layers: int, n_heads: int, d_vocab: int) -> Any:
-    """Return a Mistral (a Llama whose head count need not divide d_model) with all weights zero, identity
-    norms, and the positions' turns set by hand."""
+    """Return a Mistral (a Llama whose head count need not divide d_model) with all weights zero, identity norms, and
+    the positions' turns set by hand."""
     from transformers import MistralConfig, MistralForCausalLM
 
     config = MistralConfig(
@@ -177,11 +176,9 @@ class Plant:
         return {head for heads in self.roles.values() for head in heads}
 
     def weights(self, layer: int, head: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return views of one head's query, key, value [d_head, d_model] and output [d_model, d_head]
-        weights.
+        """Return views of one head's query, key, value [d_head, d_model] and output [d_model, d_head] weights.
 
-        Queries are to be written as scores: what attention divides by is multiplied in when ``finish`` is
-        called.
+        Queries are to be written as scores: what attention divides by is multiplied in when ``finish`` is called.
         """
         attention = self.module.model.layers[layer].self_attn
         rows = slice(head * D_HEAD, (head + 1) * D_HEAD)
@@ -204,8 +201,7 @@ class Plant:
 
 
 def _look_at_offset(q: Tensor, k: Tensor, offset: int, score: float) -> None:
-    """Add to a head's scores ``score`` times the mean cosine that is 1 at ``offset`` words back. BOS gets
-    none."""
+    """Add to a head's scores ``score`` times the mean cosine that is 1 at ``offset`` words back. BOS gets none."""
     turns = torch.tensor(_TURNS) * offset
     q[_TURNED, _WORD] += _score(score / 3) * torch.cos(turns)
     q[_TURNED_TOO, _WORD] -= _score(score / 3) * torch.sin(turns)
@@ -218,8 +214,7 @@ def _score(score: float) -> float:
 
 
 def _rest_on_bos(q: Tensor, k: Tensor, score: float) -> None:
-    """Let a head attend to BOS, where there is nothing to read, unless something scores higher than
-    ``score``."""
+    """Let a head attend to BOS, where there is nothing to read, unless something scores higher than ``score``."""
     q[_SINK, _WORD] = _score(score)
     k[_SINK, _BOS] = 1.0
 
@@ -329,8 +324,8 @@ def set_norms(
 ) -> Float[Tensor, "n_layers n_heads"]:
     """Return the norm of every head's output averaged over positions, its mean over prompts of the task.
 
-    ``scales(layer, norms)`` says by what to multiply each head's output weights; each layer is scaled on its
-    way through the one forward pass, before the next layer reads it.
+    ``scales(layer, norms)`` says by what to multiply each head's output weights; each layer is scaled on its way
+    through the one forward pass, before the next layer reads it.
     """
     from headcodes.models.hooks import capture_inputs
 
