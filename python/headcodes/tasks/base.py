@@ -53,7 +53,7 @@ class Task:
                 f"Choose from {', '.join(self.negatives)}.",
             )
         if not 1 <= n <= MOST_PROMPTS:
-            must = f"the number of prompts must lie in 1..{MOST_PROMPTS:,}"
+            must = f"the number of prompts must be at least 1 and at most {MOST_PROMPTS:,}"
             raise HeadcodesError(must, str(n)[:40], "250 are usual.")
         draw = self.prepare(tokenizer, negative)
         rng = random.Random(seed)

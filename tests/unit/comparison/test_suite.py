@@ -83,18 +83,18 @@ def test_rows_files_and_figures(tmp_path: Path) -> None:
 
 def test_a_stopped_suite_goes_on_and_budgets_can_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    find = methods.Method.find
+    score = methods.Method.score
 
-    def slow(self: Any, inputs: Inputs, level: Any = "node", seed: int = 0) -> Findings:
+    def slow(self: Any, *given: Any) -> list[Findings]:
         calls.append(self.id)
         if self.id == "mean-diff":
             signal.raise_signal(signal.SIGALRM)  # as the timer would, on a machine of any speed
         if self.id == "act-norm":
             raise RuntimeError("broken\nin two lines")
-        return find(self, inputs, level, seed)
+        return score(self, *given)
 
     monkeypatch.setattr(signal, "setitimer", lambda *_args: None)
-    monkeypatch.setattr(methods.Method, "find", slow)
+    monkeypatch.setattr(methods.Method, "score", slow)
     names = ["random", "mean-diff", "act-norm"]
     rows = quality(tmp_path, method_ids=names, seeds=[0], budget_s=3)
     assert [row.status for row in rows] == ["ok", "over budget", "failed"]
@@ -111,7 +111,7 @@ def test_a_stopped_suite_goes_on_and_budgets_can_grow(tmp_path: Path, monkeypatc
     assert [row.status for row in quality(tmp_path, method_ids=["random"], seeds=[0])] == ["ok"]
     assert calls == [*names, "random"]
     monkeypatch.setattr(plan, "code_checksum", code_checksum)
-    monkeypatch.setattr(methods.Method, "find", find)
+    monkeypatch.setattr(methods.Method, "score", score)
     again = quality(tmp_path, method_ids=names, seeds=[0], budget_s=60)
     assert [row.status for row in again] == ["ok", "ok", "failed"]
     (failed,) = (path for path in (tmp_path / "cells").iterdir() if read_row(path)["failure"] == "error")
