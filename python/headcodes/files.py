@@ -243,7 +243,7 @@ def regular(path: Path | str, mend: str = "Check the path.") -> Path:
         HeadcodesError: there is none, or it is no regular file.
     """
     path = Path(path)
-    with reading("a file must be there and readable", path, mend):
+    with reading("a file must be there to be read", path, mend):
         mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))

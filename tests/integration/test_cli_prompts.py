@@ -104,7 +104,7 @@ def test_evaluate_and_scan_take_the_same_file(run: Run, folder: Path, table: Pat
     [
         (["--columns", "clean=x"], "belong to --prompts"),
         (["--system", "x"], "--system belongs to --chat"),
-        (["--prompts", "nowhere.csv"], "readable"),
+        (["--prompts", "nowhere.csv"], "there to be read"),
         (["--prompts", "{table}", "--columns", "clean=x"], "'x'"),
         (["--prompts", "{table}", "--columns", "x"], "roles are clean"),
         (["--prompts", "{table}", "--corrupt", "swap"], "line 5 of"),

@@ -53,7 +53,7 @@ def test_a_model_larger_than_the_memory_it_may_take(folder: Path) -> None:
 from pathlib import Path
 from headcodes.activations.capture import capture
 from headcodes.models.load import load_model
-import transformers.models.llama.modeling_llama, accelerate
+import transformers.models.llama.modeling_llama, accelerate, headcodes.models.check, headcodes.models.disturbed
 
 def peak():
     # The process's own high-water mark; getrusage would begin with that of the process it was forked from.

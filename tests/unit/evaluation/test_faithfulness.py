@@ -282,9 +282,9 @@ def test_what_cannot_be_asked(tiny_model: Any) -> None:
     tokens = token_pairs()
     with pytest.raises(HeadcodesError, match="ablation is"):
         faith.behaviour(model, tokens, np.ones((1, 3, 4)), ablation="noise")  # type: ignore[arg-type]
-    with pytest.raises(HeadcodesError, match="kept is"):
+    with pytest.raises(HeadcodesError, match="kept must be"):
         faith.behaviour(model, tokens, np.ones((1, 4, 3)))
-    with pytest.raises(HeadcodesError, match="heads lie"):
+    with pytest.raises(HeadcodesError, match="heads must lie"):
         faith.faithfulness(model, tokens, [(3, 0)])
     sources, destinations = edge_names(model)
     unscored = Edges(sources, destinations, np.full((len(sources), len(destinations)), np.nan))
