@@ -235,7 +235,7 @@
       figure: run.circuit, name: "circuit", wide: true, zoom: true, choose, stops,
       alt: `Layered graph of the circuit: ${run.chosen.length} heads and ${run.edges.length} edges${strongest}.`,
       caption: run.edges.length
-        ? "Data flows from left to right; within a layer heads stand where lines cross least. Wider lines: higher pair scores; their diamonds tell more. A mouse drags to zoom."
+        ? "Data flows from left to right; within a layer heads stand where lines cross least. Wider lines: larger effects (scores where no path was patched); their diamonds tell more. A mouse drags to zoom."
         : run.level === "node" ? "Each head stands at its own number. No edges: at node level only heads are scored. Run with --level edge to score pairs of heads."
           : "Each head stands at its own number. No edges: no pair of the chosen heads has a score above 0.",
       table: () => run.edges.length
