@@ -19,10 +19,10 @@ ANSWERS = [[5], [6, 7], [8]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_hf: Any, tiny_tokenizer: Any) -> Path:
-    """A Llama of 8 layers, 135 MB in fp32, and its tokenizer."""
+    """A Llama of 12 layers, 202 MB in fp32, and its tokenizer."""
     pytest.importorskip("accelerate", reason="accelerate is not installed")
     folder = tmp_path_factory.mktemp("offload")
-    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8}
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
     tiny_hf("llama", num_key_value_heads=8, head_dim=64, tie_word_embeddings=False, **sizes).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_hf: Any, tiny_tokenize
 
 def parts(**homes: str) -> dict[str, str]:
     """Everything on the CPU but what is named; ``layers`` stands for all layers."""
-    layers = {f"model.layers.{layer}": homes.get("layers", "cpu") for layer in range(8)}
+    layers = {f"model.layers.{layer}": homes.get("layers", "cpu") for layer in range(12)}
     rest = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
     return rest | layers | {name.replace("__", "."): home for name, home in homes.items() if name != "layers"}
 
@@ -48,12 +48,13 @@ def test_offloaded_weights_give_the_same_bits(folder: Path) -> None:
 
 
 def test_a_model_larger_than_the_memory_it_may_take(folder: Path) -> None:
-    """135 MB of weights, read in less than half of that."""
+    """202 MB of weights, run and checked in less than half of that."""
     code = f"""
 from pathlib import Path
 from headcodes.activations.capture import capture
 from headcodes.models.load import load_model
-import transformers.models.llama.modeling_llama, accelerate, headcodes.models.check, headcodes.models.disturbed
+import transformers.models.llama.modeling_llama, transformers.convert_slow_tokenizer, accelerate
+import headcodes.models.check, headcodes.models.disturbed
 
 def peak():
     # The process's own high-water mark; getrusage would begin with that of the process it was forked from.
@@ -66,4 +67,4 @@ capture(model, {PROMPTS!r}, answer_ids={ANSWERS!r})
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert float(done.stdout) < 67
+    assert float(done.stdout) < 100
