@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,12 +84,11 @@ def carried_edges(
                 for layer, change in _changes(model, batch, clean, corrupt, some, layers).items():
                     products = torch.einsum("sbtm,hbtm->shb", change, gradients[layer].to(change.device))
                     table = products.double().cpu().numpy()
-                    for row, sender in enumerate(some):
-                        for receiver in receivers:
-                            for slot, offset in zip("qkv", range(0, 3 * model.n_heads, model.n_heads), strict=True):
-                                column = place.get((sender, receiver, slot))
-                                if column is not None and receiver[0] == layer:
-                                    scores[batch.rows, column] = table[row, offset + receiver[1]]
+                    here = [receiver for receiver in receivers if receiver[0] == layer]
+                    for (row, sender), receiver, (part, slot) in product(enumerate(some), here, enumerate("qkv")):
+                        if sender[0] < layer:
+                            column = place[sender, receiver, slot]
+                            scores[batch.rows, column] = table[row, part * model.n_heads + receiver[1]]
             advance(len(batch.rows))
     return names, scores
 

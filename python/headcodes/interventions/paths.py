@@ -19,6 +19,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.graph import parse_head, split_slot
 from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.patch import answered, logit_diffs
+from headcodes.interventions.verify import confirmed
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, run_edited
 
 if TYPE_CHECKING:
@@ -53,9 +54,8 @@ class PathEffects:
     def confirmed(self, share: float = 0.01) -> list[tuple[str, str]]:
         """Return the edges whose interval excludes 0 and whose |mean| is at least ``share`` of the clean logit
         difference."""
-        least = share * float(self.clean_ld.mean())
-        rows = zip(self.edges, self.mean, self.low, self.high, strict=True)
-        return [edge for edge, mean, low, high in rows if (low > 0 or high < 0) and abs(mean) >= least]
+        passed = confirmed(self.mean, self.low, self.high, share * float(self.clean_ld.mean()))
+        return [edge for edge, is_confirmed in zip(self.edges, passed, strict=True) if is_confirmed]
 
     def as_rows(self) -> list[dict[str, Any]]:
         """Return one dict an edge: from, to, effect, low, high."""
