@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from headcodes.prompts.pairs import PromptPair
 from headcodes.prompts.tokens import Tokenizer
-from headcodes.tasks import capital, ioi, pronoun
+from headcodes.tasks import get
 from headcodes.tasks.base import Draw, Task
 
 _IOI = (
@@ -49,5 +49,10 @@ def _task(of: Task, frames: Sequence[str]) -> Task:
 
 
 FRAMES = {
-    task.id: task for task in (_task(ioi.TASK, _IOI), _task(capital.TASK, _CAPITAL), _task(pronoun.TASK, _PRONOUN))
+    task.id: task
+    for task in (
+        _task(get("ioi"), _IOI),
+        _task(get("capital-country"), _CAPITAL),
+        _task(get("gendered-pronoun"), _PRONOUN),
+    )
 }

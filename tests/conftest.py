@@ -126,6 +126,18 @@ def tiny_model(tiny_hf: TinyHF) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def tiny_folder(tiny_hf: TinyHF, tiny_tokenizer: Any) -> Callable[[Path], Path]:
+    """``tiny_folder(path)``: a random Llama with the tiny tokenizer on disk, as a user would have one."""
+
+    def write(path: Path) -> Path:
+        tiny_hf("llama").save_pretrained(path)
+        tiny_tokenizer.save_pretrained(path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def attention_only() -> Callable[..., Any]:
     """``attention_only(tokenizer)``: random weights in attn-only-4l's shape, TransformerLens's own kind."""
 

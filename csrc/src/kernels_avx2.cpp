@@ -1,5 +1,4 @@
-#include "pair_kernels.hpp"
-#include "slice_kernels.hpp"
+#include "kernels.hpp"
 
 #if defined(__x86_64__)
 
@@ -39,15 +38,10 @@ typedef std::uint8_t ByteVector __attribute__((vector_size(vector_bytes)));
 
 }  // namespace
 
-const PairKernels kernels{compare, spread, 1.5};
-const SlicesFunction count_slices = slices;
+const Kernels kernels{{compare, spread, 1.5}, slices};
 
 }  // namespace headcodes::avx2
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "target_end.hpp"
 
 #endif

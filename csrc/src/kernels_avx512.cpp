@@ -1,5 +1,4 @@
-#include "pair_kernels.hpp"
-#include "slice_kernels.hpp"
+#include "kernels.hpp"
 
 #if defined(__x86_64__)
 
@@ -22,12 +21,7 @@ namespace {
 
 constexpr std::size_t vector_bytes = 64;
 
-template <class T>
-struct VecOf {
-  typedef T type __attribute__((vector_size(vector_bytes)));  // NOLINT: `using` cannot carry the attribute
-};
-template <class T>
-using Vec = typename VecOf<T>::type;
+#include "vector_impl.hpp"
 
 /// Lanes whose id has differed from all others so far: comparing under the mask costs nothing extra.
 template <class T>
@@ -84,15 +78,10 @@ struct BitCounter {
 
 }  // namespace
 
-const PairKernels kernels{compare, spread, 3.0};
-const SlicesFunction count_slices = slices;
+const Kernels kernels{{compare, spread, 3.0}, slices};
 
 }  // namespace headcodes::avx512
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
+#include "target_end.hpp"
 
 #endif

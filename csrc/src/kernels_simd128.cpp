@@ -1,8 +1,7 @@
 // What every machine of the target architecture runs: vectors of 16 bytes, which x86-64 and AArch64 always
 // have.
 
-#include "pair_kernels.hpp"
-#include "slice_kernels.hpp"
+#include "kernels.hpp"
 
 namespace headcodes::simd128 {
 namespace {
@@ -26,7 +25,6 @@ typedef std::uint8_t ByteVector __attribute__((vector_size(vector_bytes)));
 
 }  // namespace
 
-const PairKernels kernels{compare, spread, 0.7};
-const SlicesFunction count_slices = slices;
+const Kernels kernels{{compare, spread, 0.7}, slices};
 
 }  // namespace headcodes::simd128

@@ -6,8 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "kernels.hpp"
 #include "one_hot.hpp"
-#include "pair_kernels.hpp"
 #include "parallel.hpp"
 #include "plan.hpp"
 #include "stamps.hpp"
@@ -35,7 +35,7 @@ class PairCounter {
   PairCounter(const Tiles& tiles, const Options& options, std::size_t max_ids, std::span<std::int32_t> unique,
               std::span<std::int32_t> explained)
       : tiles_(tiles),
-        kernels_(kernels_of(options.isa)),
+        kernels_(kernels_of(options.isa).pairs),
         threads_(options.threads),
         unique_(unique),
         explained_(explained),

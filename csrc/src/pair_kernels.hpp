@@ -3,8 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "headcodes/isa.hpp"
-
 namespace headcodes {
 
 /// Components are counted against one first component in tiles of this many.
@@ -46,24 +44,10 @@ struct PairKernels {
   double stamp_steps;
 };
 
-const PairKernels& kernels_of(Isa isa);
-
 /// Bytes that one step reads.
 inline constexpr std::size_t step_bytes = 64;
 
 /// Bytes of a chunk's row: four steps, but for lanes of two bytes, of which a tile only fills two.
 constexpr std::size_t chunk_bytes(unsigned lane_bytes) { return (lane_bytes == 2 ? 2 : 4) * step_bytes; }
-
-namespace simd128 {
-extern const PairKernels kernels;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const PairKernels kernels;
-}
-namespace avx512 {
-extern const PairKernels kernels;
-}
-#endif
 
 }  // namespace headcodes

@@ -33,6 +33,21 @@ template <class T, int Conflicts, bool AnyDead>
   return at;
 }
 
+/// compare_entries with the number of conflicts known to the compiler, where it is one of the usual ones.
+template <class T, bool AnyDead, int Conflicts = 0>
+[[gnu::always_inline]] inline const std::uint32_t* compare_segment(const std::uint32_t* at,
+                                                                   std::uint32_t n_entry,
+                                                                   std::uint32_t n_conflict,
+                                                                   const std::byte* rows, Vec<T>* counters) {
+  if constexpr (Conflicts > 4) {
+    return compare_entries<T, -1, AnyDead>(at, n_entry, n_conflict, rows, counters);
+  } else if (n_conflict == Conflicts) {
+    return compare_entries<T, Conflicts, AnyDead>(at, n_entry, n_conflict, rows, counters);
+  } else {
+    return compare_segment<T, AnyDead, Conflicts + 1>(at, n_entry, n_conflict, rows, counters);
+  }
+}
+
 template <class T, bool AnyDead>
 void compare_step(const CompareProgram& program, const std::byte* rows, std::int32_t* counts) {
   constexpr std::uint32_t most = sizeof(T) == 1 ? 0xff : 0xffff;  // before a lane could overflow
@@ -56,25 +71,7 @@ void compare_step(const CompareProgram& program, const std::byte* rows, std::int
     std::uint32_t left = program.segments[s].n_entry;
     while (left > 0) {
       const std::uint32_t n = left < most - counted ? left : most - counted;
-      switch (n_conflict) {
-        case 0:
-          at = compare_entries<T, 0, AnyDead>(at, n, 0, rows, counters);
-          break;
-        case 1:
-          at = compare_entries<T, 1, AnyDead>(at, n, 1, rows, counters);
-          break;
-        case 2:
-          at = compare_entries<T, 2, AnyDead>(at, n, 2, rows, counters);
-          break;
-        case 3:
-          at = compare_entries<T, 3, AnyDead>(at, n, 3, rows, counters);
-          break;
-        case 4:
-          at = compare_entries<T, 4, AnyDead>(at, n, 4, rows, counters);
-          break;
-        default:
-          at = compare_entries<T, -1, AnyDead>(at, n, n_conflict, rows, counters);
-      }
+      at = compare_segment<T, AnyDead>(at, n, n_conflict, rows, counters);
       counted += n;
       left -= n;
       if (counted == most) flush();

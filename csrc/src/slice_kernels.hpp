@@ -3,8 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "headcodes/isa.hpp"
-
 namespace headcodes {
 
 /// Permutations are counted this many at a time: one bit each, 64 bytes a prompt.
@@ -24,19 +22,5 @@ struct CodeGroups {
 /// block. labels: [prompt][block_words]; n_plane must hold the number of codes.
 using SlicesFunction = void (*)(const CodeGroups& groups, const std::uint64_t* labels, std::size_t n_plane,
                                 std::uint64_t* planes);
-
-SlicesFunction slices_of(Isa isa);
-
-namespace simd128 {
-extern const SlicesFunction count_slices;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const SlicesFunction count_slices;
-}
-namespace avx512 {
-extern const SlicesFunction count_slices;
-}
-#endif
 
 }  // namespace headcodes

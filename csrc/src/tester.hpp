@@ -13,9 +13,9 @@
 
 #include "code_groups.hpp"
 #include "dense.hpp"
+#include "kernels.hpp"
 #include "labels.hpp"
 #include "parallel.hpp"
-#include "slice_kernels.hpp"
 
 namespace headcodes {
 
@@ -35,7 +35,7 @@ class Tester {
       : dense_(dense),
         n_(permutations.n),
         labels_(labels),
-        slices_(slices_of(isa)),
+        slices_(kernels_of(isa).slices),
         counts_(n_blocks(permutations) * block_permutations),
         furthest_(permutations.n, -std::numeric_limits<float>::infinity()) {}
 

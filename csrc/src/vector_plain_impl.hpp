@@ -1,12 +1,7 @@
 // Vectors of vector_bytes bytes in the compiler's own vector language: what an instruction set without masks
 // needs. Included before pair_kernels_impl.hpp, which says what must be defined.
 
-template <class T>
-struct VecOf {
-  typedef T type __attribute__((vector_size(vector_bytes)));  // NOLINT: `using` cannot carry the attribute
-};
-template <class T>
-using Vec = typename VecOf<T>::type;
+#include "vector_impl.hpp"
 
 /// Lanes whose id has differed from all others so far.
 template <class T>

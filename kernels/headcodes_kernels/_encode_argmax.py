@@ -13,6 +13,15 @@ NOT_FINITE: tl.constexpr = tl.constexpr(-2147483648)
 
 
 @triton.jit
+def _place(n_prompt, n_sae, BLOCK_N: tl.constexpr):
+    """This program's rows of prompts, autoencoder and head."""
+    pid = tl.program_id(0).to(tl.int64)
+    n_tile = tl.cdiv(n_prompt, BLOCK_N)
+    rows = pid % n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    return rows, (pid // n_tile) % n_sae, pid // n_tile // n_sae
+
+
+@triton.jit
 def _z_tile(z_ptr, rows, d, n_prompt, d_head, stride_zn):
     mask = (rows < n_prompt)[:, None] & (d < d_head)[None, :]
     return tl.load(z_ptr + rows[:, None] * stride_zn + d[None, :], mask=mask, other=0.0)
@@ -69,13 +78,7 @@ def encode_argmax_kernel(
     weight's dtype and adds up in fp32. WHOLE_D: BLOCK_D covers d_head, and z's tile is loaded once; else both operands
     come in steps of BLOCK_D.
     """
-    pid = tl.program_id(0).to(tl.int64)
-    n_tile = tl.cdiv(n_prompt, BLOCK_N)
-    tile = pid % n_tile
-    sae = (pid // n_tile) % n_sae
-    head = pid // n_tile // n_sae
-
-    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, sae, head = _place(n_prompt, n_sae, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     s = tl.arange(0, BLOCK_S)
     z_ptr += head * stride_zc
@@ -145,13 +148,7 @@ def encode_argmax_unfolded_kernel(
     As encode_argmax_kernel, with W_O [n_component, d_head, d_model] and W_enc [n_sae, d_model, d_sae] (one dtype, in
     which both products run). A tile of x = z . W_O lives in registers, and is made anew for every tile of latents.
     """
-    pid = tl.program_id(0).to(tl.int64)
-    n_tile = tl.cdiv(n_prompt, BLOCK_N)
-    tile = pid % n_tile
-    sae = (pid // n_tile) % n_sae
-    head = pid // n_tile // n_sae
-
-    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows, sae, head = _place(n_prompt, n_sae, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     m = tl.arange(0, BLOCK_M)
     s = tl.arange(0, BLOCK_S)

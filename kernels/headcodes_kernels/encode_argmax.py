@@ -16,12 +16,7 @@ from headcodes_kernels._encode_argmax import encode_argmax_kernel, encode_argmax
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-_DTYPES = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Latents in a row of weights are padded to this, so that the compiler may load 16 bytes at a time.
 LATENT_MULTIPLE = 16
 # Ampere: the oldest that the kernels are compiled for in the tests.
@@ -99,28 +94,8 @@ def encode_argmax(
     _check_bias(bias, (n_sae, n_component, d_sae))
     codes = _codes(out, many, (n_sae, n_prompt, n_component), z.device)
     if codes.numel():
-        weight, bias = _padded(weight), _padded(bias)
-        # The device of the tensors, not the current one: Triton launches on the current one.
-        with torch.cuda.device_of(z):
-            _tuned["folded", precision][
-                lambda blocks: (triton.cdiv(n_prompt, blocks["BLOCK_N"]) * n_component * n_sae,)
-            ](
-                z,
-                weight,
-                bias,
-                codes,
-                n_prompt,
-                n_component,
-                n_sae,
-                d_head,
-                weight.shape[-1],
-                *z.stride()[:2],
-                *weight.stride()[:3],
-                *bias.stride()[:2],
-                dead,
-                **_configs.flags(precision, d_head),
-                N_CLASS=_prompt_class(n_prompt),
-            )
+        weight = _padded(weight)
+        _launch("folded", precision, z, [weight], _padded(bias), codes, [d_head, weight.shape[-1]], dead)
     return codes if many else codes[0]
 
 
@@ -150,31 +125,40 @@ def encode_argmax_unfolded(
     _check_bias(bias, (n_sae, n_component, d_sae))
     codes = _codes(out, many, (n_sae, n_prompt, n_component), z.device)
     if codes.numel():
-        W_enc, bias = _padded(W_enc), _padded(bias)
-        with torch.cuda.device_of(z):
-            _tuned["unfolded", precision][
-                lambda blocks: (triton.cdiv(n_prompt, blocks["BLOCK_N"]) * n_component * n_sae,)
-            ](
-                z,
-                W_O,
-                W_enc,
-                bias,
-                codes,
-                n_prompt,
-                n_component,
-                n_sae,
-                d_head,
-                d_model,
-                W_enc.shape[-1],
-                *z.stride()[:2],
-                *W_O.stride()[:2],
-                *W_enc.stride()[:2],
-                *bias.stride()[:2],
-                dead,
-                **_configs.flags(precision, d_head),
-                N_CLASS=_prompt_class(n_prompt),
-            )
+        W_enc = _padded(W_enc)
+        _launch("unfolded", precision, z, [W_O, W_enc], _padded(bias), codes, [d_head, d_model, W_enc.shape[-1]], dead)
     return codes if many else codes[0]
+
+
+def _launch(
+    kernel: str,
+    precision: str,
+    z: Tensor,
+    weights: list[Tensor],
+    bias: Tensor,
+    codes: Tensor,
+    widths: list[int],
+    dead: int,
+) -> None:
+    """Start one program per tile of prompts, autoencoder and head; ``widths`` as the kernel takes them."""
+    n_sae, n_prompt, n_component = codes.shape
+    strides = [stride for tensor in (z, *weights, bias) for stride in tensor.stride()[:-1]]
+    # The device of the tensors, not the current one: Triton launches on the current one.
+    with torch.cuda.device_of(z):
+        _tuned[kernel, precision][lambda blocks: (triton.cdiv(n_prompt, blocks["BLOCK_N"]) * n_component * n_sae,)](
+            z,
+            *weights,
+            bias,
+            codes,
+            n_prompt,
+            n_component,
+            n_sae,
+            *widths,
+            *strides,
+            dead,
+            **_configs.flags(precision, widths[0]),
+            N_CLASS=_prompt_class(n_prompt),
+        )
 
 
 def _prompt_class(n_prompt: int) -> int:

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "headcodes/overlap.hpp"
-#include "pair_kernels.hpp"
+#include "kernels.hpp"
 #include "stamps.hpp"
 
 namespace {
@@ -38,7 +38,7 @@ double seconds(Call&& call) {
 /// top, in steps. A step is one comparison of a row of 64 ids of one byte.
 void print_costs(Isa isa) {
   constexpr std::size_t n_prompt = 512;
-  const PairKernels& kernels = kernels_of(isa);
+  const PairKernels& kernels = kernels_of(isa).pairs;
   std::mt19937 random(0);
   std::vector<std::uint32_t> order(n_prompt);
   for (std::size_t k = 0; k < n_prompt; ++k) order[k] = static_cast<std::uint32_t>(k);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,8 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_hf: Any, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model on disk, as a user would have one."""
-    path = tmp_path_factory.mktemp("tiny-llama")
-    tiny_hf("llama").save_pretrained(path)
-    tiny_tokenizer.save_pretrained(path)
-    return path
+def folder(tiny_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture(scope="module")
@@ -196,40 +193,40 @@ def test_wrong_prompt_files(run: Run, folder: Path, tmp_path: Path, kind: str) -
     refused(run("discover", "--model", folder, "--prompts", path))
 
 
-WRONG_ARGUMENTS = {
-    "unknown task": ["--task", "iio"],
-    "unknown method": ["--method", "papier"],
-    "unknown level": ["--level", "path"],
-    "unknown negative": ["--negative", "none"],
-    "no such model": ["--model", "/no/such/model"],
-    "no such gguf": ["--model", "/no/such/model.gguf"],
-    "no such prompt file": ["--prompts", "/no/such/prompts.json"],
-    "task and prompts": ["--task", "ioi", "--prompts", "x.json"],
-    "zero prompts": ["--n-prompts", "0"],
-    "zero threads": ["--threads", "0"],
-    "zero training prompts": ["--n-train", "0"],
-    "unknown dtype": ["--dtype", "float8"],
-    "unknown device": ["--device", "abacus"],
-    "no such device": ["--device", "cuda:9"],
-    "unknown bos": ["--bos", "perhaps"],
-    "unknown positions": ["--positions", "first"],
-    "unknown option": ["--frobnicate"],
-    "top zero": ["--top", "0"],
-    "fdr of zero": ["--fdr", "0"],
-    "fdr of a method without counts": ["--method", "mean-diff", "--fdr", "0.05"],
-    "verify zero heads": ["--verify", "0"],
-    "seeds that are none": ["--seeds", "few"],
-    "no seeds": ["--seeds", ""],
-    "seeds from high to low": ["--seeds", "3-1"],
-    "seeds and fdr": ["--seeds", "0-2", "--method", "paper", "--fdr", "0.05"],
-    "projection that is not there": ["--projection", "model.layers.{layer}.nothing"],
-    "revision of a folder": ["--revision", "main"],
-}
+WRONG_ARGUMENTS = """
+unknown task: --task iio
+unknown method: --method papier
+unknown level: --level path
+unknown negative: --negative none
+no such model: --model /no/such/model
+no such gguf: --model /no/such/model.gguf
+no such prompt file: --prompts /no/such/prompts.json
+task and prompts: --task ioi --prompts x.json
+zero prompts: --n-prompts 0
+zero threads: --threads 0
+zero training prompts: --n-train 0
+unknown dtype: --dtype float8
+unknown device: --device abacus
+no such device: --device cuda:9
+unknown bos: --bos perhaps
+unknown positions: --positions first
+unknown option: --frobnicate
+top zero: --top 0
+fdr of zero: --fdr 0
+fdr of a method without counts: --method mean-diff --fdr 0.05
+verify zero heads: --verify 0
+seeds that are none: --seeds few
+no seeds: --seeds ''
+seeds from high to low: --seeds 3-1
+seeds and fdr: --seeds 0-2 --method paper --fdr 0.05
+projection that is not there: --projection 'model.layers.{layer}.nothing'
+revision of a folder: --revision main
+"""
 
 
-@pytest.mark.parametrize("kind", WRONG_ARGUMENTS)
-def test_wrong_arguments(run: Run, folder: Path, kind: str) -> None:
-    arguments = WRONG_ARGUMENTS[kind]
+@pytest.mark.parametrize("line", WRONG_ARGUMENTS.strip().splitlines())
+def test_wrong_arguments(run: Run, folder: Path, line: str) -> None:
+    arguments = shlex.split(line.partition(":")[2])
     model = [] if "--model" in arguments else ["--model", str(folder)]
     refused(run("discover", *model, *arguments))
 

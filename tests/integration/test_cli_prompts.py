@@ -19,10 +19,8 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_hf: Any, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny-llama")
-    tiny_hf("llama").save_pretrained(path)
-    tiny_tokenizer.save_pretrained(path)
+def folder(tiny_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tiny_folder(tmp_path_factory.mktemp("tiny-llama"))
     (path / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a: {% endif %}"
     )

@@ -217,11 +217,8 @@ def test_a_row_says_what_discover_says(undisturbed: Path) -> None:
 
 
 @pytest.fixture
-def folder(tiny_hf: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
-    path = tmp_path / "tiny-llama"
-    tiny_hf("llama").save_pretrained(path)
-    tiny_tokenizer.save_pretrained(path)
-    return path
+def folder(tiny_folder: Any, tmp_path: Path) -> Path:
+    return tiny_folder(tmp_path / "tiny-llama")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.overlap.counts import Sides, instruction_set, layer_array, thread_count
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -91,29 +91,8 @@ def node_significance(
         HeadcodesError: codes that cannot be counted; paired sides of different length; too many labels.
     """
     sides = Sides(pos, neg, dead)
-    _check(sides, paired, n_permutations, seed)
-    with sides:
-        counts, at_least, distance, anywhere = _core.node_permutations(
-            sides.pos,
-            sides.neg,
-            dead=sides.dead,
-            n_permutations=n_permutations,
-            seed=seed,
-            paired=paired,
-            threads=thread_count(threads),
-            isa=instruction_set(),
-        )
-    p = _p_values(at_least, n_permutations)
-    return Significance(
-        counts=sides.like_input(counts),
-        p=sides.like_input(p),
-        p_family=sides.like_input(_p_values(anywhere, n_permutations)),
-        q=sides.like_input(false_discovery_control(p)),
-        distance=sides.like_input(distance),
-        n_permutations=n_permutations,
-        paired=paired,
-        seed=seed,
-    )
+    tested, p = _tested(_core.node_permutations, sides, paired, n_permutations, seed, threads)
+    return Significance(**tested, q=sides.like_input(false_discovery_control(p)))
 
 
 def pair_significance(
@@ -155,19 +134,7 @@ def pair_significance(
         chosen = np.flatnonzero(nodes.q <= fdr)
     else:
         chosen = _indices(selected, n)
-    with sides:
-        counts, at_least, distance, anywhere = _core.pair_permutations(
-            sides.pos,
-            sides.neg,
-            dead=sides.dead,
-            layers=layer_of,
-            n_permutations=n_permutations,
-            seed=seed,
-            paired=paired,
-            threads=thread_count(threads),
-            isa=instruction_set(),
-        )
-    p = _p_values(at_least, n_permutations)
+    tested, p = _tested(_core.pair_permutations, sides, paired, n_permutations, seed, threads, layers=layer_of)
     among = np.zeros((n, n), dtype=bool)
     among[np.ix_(chosen, chosen)] = True
     upper = np.triu(among, 1) if layer_of is None else among & (layer_of[:, None] < layer_of[None, :])
@@ -175,17 +142,36 @@ def pair_significance(
     q[upper] = false_discovery_control(p[upper])
     if layer_of is None:
         q.T[upper] = q[upper]
-    return PairSignificance(
-        counts=sides.like_input(counts),
-        p=sides.like_input(p),
-        p_family=sides.like_input(_p_values(anywhere, n_permutations)),
-        q=sides.like_input(q),
-        distance=sides.like_input(distance),
-        n_permutations=n_permutations,
-        paired=paired,
-        seed=seed,
-        selected=chosen,
-    )
+    return PairSignificance(**tested, q=sides.like_input(q), selected=chosen)
+
+
+def _tested(
+    permutations: Callable[..., tuple[npt.NDArray[Any], ...]],
+    sides: Sides,
+    paired: bool,
+    n_permutations: int,
+    seed: int,
+    threads: int | None,
+    **layers: Any,
+) -> tuple[dict[str, Any], npt.NDArray[np.float64]]:
+    """Return every field of a ``Significance`` but ``q``, and ``p`` in NumPy."""
+    _check(sides, paired, n_permutations, seed)
+    with sides:
+        counts, at_least, distance, anywhere = permutations(
+            sides.pos,
+            sides.neg,
+            dead=sides.dead,
+            **layers,
+            n_permutations=n_permutations,
+            seed=seed,
+            paired=paired,
+            threads=thread_count(threads),
+            isa=instruction_set(),
+        )
+    p = _p_values(at_least, n_permutations)
+    fields = {"counts": counts, "p": p, "p_family": _p_values(anywhere, n_permutations), "distance": distance}
+    tested = {name: sides.like_input(values) for name, values in fields.items()}
+    return tested | {"n_permutations": n_permutations, "paired": paired, "seed": seed}, p
 
 
 def permuted_labels(

@@ -6,7 +6,7 @@ import random
 
 from headcodes.prompts.pairs import PromptPair
 from headcodes.prompts.tokens import Tokenizer
-from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
+from headcodes.tasks.base import Draw, cannot_carry, single_tokens
 
 FRAMES = (
     "The{subject} near the{other}",
@@ -29,7 +29,8 @@ EITHER = (
 _PLURAL_VERBS, _SINGULAR_VERBS = (" are", " were", " have"), (" is", " was", " has")
 
 
-def _prepare(tokenizer: Tokenizer, negative: str) -> Draw:
+def prepare(tokenizer: Tokenizer, negative: str) -> Draw:
+    """Return what draws one pair (``Task.prepare``)."""
     singular = tuple(" " + noun for noun in SINGULAR)
     carried = set(single_tokens(tokenizer, singular + tuple(noun + "s" for noun in singular)))
     nouns = [noun for noun in singular if noun in carried and noun + "s" in carried]
@@ -50,14 +51,3 @@ def _prepare(tokenizer: Tokenizer, negative: str) -> Draw:
         return PromptPair(clean, corrupt, wanted, unwanted)
 
     return draw
-
-
-TASK = Task(
-    id="subject-verb",
-    summary="the verb agrees with its subject, not with the noun beside it",
-    # either: a subject with one form for both numbers. swapped: the subject in the other number, so the
-    # answer flips.
-    negatives=("either", "swapped"),
-    source="Linzen et al. 2016, arXiv 1611.01368",
-    prepare=_prepare,
-)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from headcodes.prompts.pairs import PromptPair
 from headcodes.prompts.tokens import Tokenizer
-from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
+from headcodes.tasks.base import Draw, cannot_carry, single_tokens
 from headcodes.tasks.ioi import NAMES
 
 FRAMES = (
@@ -37,7 +37,8 @@ CAPITALS = tuple(
 )
 
 
-def _prepare(tokenizer: Tokenizer, negative: str, frames: Sequence[str] = FRAMES) -> Draw:
+def prepare(tokenizer: Tokenizer, negative: str, frames: Sequence[str] = FRAMES) -> Draw:
+    """Return what draws one pair (``Task.prepare``)."""
     known = set(single_tokens(tokenizer, tuple(country for _, country in CAPITALS)))
     capitals = [(capital, country) for capital, country in CAPITALS if country in known]
     if len(capitals) < 5:
@@ -51,13 +52,3 @@ def _prepare(tokenizer: Tokenizer, negative: str, frames: Sequence[str] = FRAMES
         return PromptPair(clean, corrupt, (country,), (other_country,))
 
     return draw
-
-
-TASK = Task(
-    id="capital-country",
-    summary="a capital belongs to its country",
-    # person: a first name stands where the capital stood. swapped: another capital, so that the answer flips.
-    negatives=("person", "swapped"),
-    source="Hanna et al. 2024, arXiv 2403.17806",
-    prepare=_prepare,
-)

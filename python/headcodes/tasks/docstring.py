@@ -6,7 +6,7 @@ import random
 
 from headcodes.prompts.pairs import PromptPair
 from headcodes.prompts.tokens import Tokenizer
-from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
+from headcodes.tasks.base import Draw, cannot_carry, single_tokens
 
 # Every argument but self follows ",", and every documented one ":param", so that all carry a leading space.
 _FRAME = '''def {function}(self,{args}):
@@ -37,7 +37,8 @@ SUMMARIES = (
 )  # fmt: skip
 
 
-def _prepare(tokenizer: Tokenizer, negative: str) -> Draw:
+def prepare(tokenizer: Tokenizer, negative: str) -> Draw:
+    """Return what draws one pair (``Task.prepare``)."""
     words = single_tokens(tokenizer, tuple(" " + word for word in WORDS))
     if len(words) < 9:
         raise cannot_carry("docstring", f"only {len(words)} of {len(WORDS)} argument names are single tokens")
@@ -60,15 +61,3 @@ def _prepare(tokenizer: Tokenizer, negative: str) -> Draw:
         return PromptPair(clean, corrupt, (c,), (before_1, before_2, after))
 
     return draw
-
-
-TASK = Task(
-    id="docstring",
-    summary="a docstring documents the next argument of its function",
-    # renamed: other names for the three arguments, so the right answer is nowhere in the prompt. other-doc:
-    # the docstring documents names that the function lacks. swapped: the answer and an earlier argument
-    # change places.
-    negatives=("renamed", "other-doc", "swapped"),
-    source="Heimersheim & Janiak 2023, A circuit for Python docstrings in a 4-layer attention-only transformer",
-    prepare=_prepare,
-)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from headcodes.prompts.pairs import PromptPair
 from headcodes.prompts.tokens import Tokenizer, continuation_ids
-from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
+from headcodes.tasks.base import Draw, cannot_carry, single_tokens
 
 NOUNS = (
     "war", "siege", "reign", "dynasty", "conflict", "alliance", "rebellion", "truce", "campaign",
@@ -81,7 +81,8 @@ def _years(tokenizer: Tokenizer, split: _Split) -> list[int]:
     return kept
 
 
-def _prepare(tokenizer: Tokenizer, negative: str) -> Draw:
+def prepare(tokenizer: Tokenizer, negative: str) -> Draw:
+    """Return what draws one pair (``Task.prepare``)."""
     for split in _SPLITS:
         years = _years(tokenizer, split)
         if len(years) >= _FEWEST_YEARS:
@@ -103,14 +104,3 @@ def _prepare(tokenizer: Tokenizer, negative: str) -> Draw:
         return PromptPair(clean, corrupt, right, wrong)
 
     return draw
-
-
-TASK = Task(
-    id="greater-than",
-    summary="a period ends in a later year than it began",
-    # 01: the period begins in a year ending in 01, so any ending will do. range: it ends in the century (or
-    # decade) before, so none will. copy: the second year is the first again.
-    negatives=("01", "range", "copy"),
-    source="Hanna et al. 2023, arXiv 2305.00586; negatives after O'Neill & Bui 2024, arXiv 2405.12522",
-    prepare=_prepare,
-)

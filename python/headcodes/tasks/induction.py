@@ -6,7 +6,7 @@ import random
 
 from headcodes.prompts.pairs import PromptPair
 from headcodes.prompts.tokens import Tokenizer
-from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
+from headcodes.tasks.base import Draw, cannot_carry, single_tokens
 
 _WORDS = """
 apple arm army baby bank base bed bell bird blood board boat bone book bottle bowl box boy bread
@@ -30,7 +30,8 @@ _LENGTHS = (14, 15, 16)
 _FEWEST_REPEATED = 6
 
 
-def _prepare(tokenizer: Tokenizer, negative: str) -> Draw:
+def prepare(tokenizer: Tokenizer, negative: str) -> Draw:
+    """Return what draws one pair (``Task.prepare``)."""
     words = single_tokens(tokenizer, WORDS)
     if len(words) < 3 * max(_LENGTHS):
         raise cannot_carry("induction", f"only {len(words)} of {len(WORDS)} words are single tokens")
@@ -54,15 +55,3 @@ def _prepare(tokenizer: Tokenizer, negative: str) -> Draw:
         )
 
     return draw
-
-
-TASK = Task(
-    id="induction",
-    summary="in a repeated run of random words, the next word is the one that came next before",
-    # unrepeated: the first run is of other words, but for the two answers. swapped: the last word is another
-    # word of the run, so that the answer flips; previous-token heads then say in the first run what they said
-    # before.
-    negatives=("unrepeated", "swapped"),
-    source="Olsson et al. 2022, arXiv 2209.11895",
-    prepare=_prepare,
-)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from headcodes.prompts.pairs import PromptPair
 from headcodes.prompts.tokens import Tokenizer
-from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
+from headcodes.tasks.base import Draw, cannot_carry, single_tokens
 
 # {first} and {second} are the names of the first clause, {giver} the one that is repeated.
 FRAMES = (
@@ -53,7 +53,8 @@ Victoria Vincent Walter Wayne William
 NAMES = tuple(" " + name for name in _NAMES.split())
 
 
-def _prepare(tokenizer: Tokenizer, negative: str, frames: Sequence[str] = FRAMES) -> Draw:
+def prepare(tokenizer: Tokenizer, negative: str, frames: Sequence[str] = FRAMES) -> Draw:
+    """Return what draws one pair (``Task.prepare``)."""
     names = single_tokens(tokenizer, NAMES)
     if len(names) < 3:
         raise cannot_carry("ioi", f"only {len(names)} of {len(NAMES)} names are single tokens")
@@ -70,14 +71,3 @@ def _prepare(tokenizer: Tokenizer, negative: str, frames: Sequence[str] = FRAMES
         return PromptPair(clean, corrupt, (receiver,), (giver,))
 
     return draw
-
-
-TASK = Task(
-    id="ioi",
-    summary="of two names, the one the sentence has not repeated receives the object",
-    # abc: the repeated name is a third one, so nobody is singled out. swapped: the other name is repeated, so
-    # the answer flips.
-    negatives=("abc", "swapped"),
-    source="Wang et al. 2022, arXiv 2211.00593; ABC negatives as in O'Neill & Bui 2024, arXiv 2405.12522",
-    prepare=_prepare,
-)

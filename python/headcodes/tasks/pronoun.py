@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from headcodes.prompts.pairs import PromptPair
 from headcodes.prompts.tokens import Tokenizer
-from headcodes.tasks.base import Draw, Task, cannot_carry, single_tokens
+from headcodes.tasks.base import Draw, cannot_carry, single_tokens
 
 FRAMES = (
     "So{name} is a really great {noun}, isn't",
@@ -37,7 +37,8 @@ _UNISEX = "Alex Casey Chris Jamie Jordan Kelly Kim Lee Morgan Pat Riley Robin Sa
 MEN, WOMEN, UNISEX = (tuple(" " + name for name in names.split()) for names in (_MEN, _WOMEN, _UNISEX))
 
 
-def _prepare(tokenizer: Tokenizer, negative: str, frames: Sequence[str] = FRAMES) -> Draw:
+def prepare(tokenizer: Tokenizer, negative: str, frames: Sequence[str] = FRAMES) -> Draw:
+    """Return what draws one pair (``Task.prepare``)."""
     men, women, unisex = (single_tokens(tokenizer, names) for names in (MEN, WOMEN, UNISEX))
     if min(len(men), len(women)) < 5 or not unisex:
         raise cannot_carry("gendered-pronoun", "too few first names are single tokens")
@@ -52,13 +53,3 @@ def _prepare(tokenizer: Tokenizer, negative: str, frames: Sequence[str] = FRAMES
         return PromptPair(clean, corrupt, right, wrong)
 
     return draw
-
-
-TASK = Task(
-    id="gendered-pronoun",
-    summary="the pronoun agrees with the gender that a first name suggests",
-    # unisex: a name that women and men bear. swapped: a name of the other gender, so that the answer flips.
-    negatives=("unisex", "swapped"),
-    source="Mathwin et al. 2023, Identifying a preliminary circuit for predicting gendered pronouns in GPT-2 small",
-    prepare=_prepare,
-)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import made_pairs
 from headcodes.errors import HeadcodesError
 from headcodes.evaluation import areas
 from headcodes.evaluation import faithfulness as faith
@@ -15,7 +17,6 @@ from headcodes.graph import Edges
 from headcodes.interventions.ablate import edge_order
 from headcodes.interventions.reads import edge_bytes_per_token, edge_names
 from headcodes.models.model import Model
-from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import TokenPairs
 from peers.spelled_out import SpelledOut
 
@@ -24,20 +25,14 @@ def area(x: Any, y: Any) -> float:
     return float(sum((b - a) * (u + v) / 2 for a, b, u, v in zip(x, x[1:], y, y[1:], strict=False)))
 
 
-def token_pairs(n: int = 5, n_vocab: int = 200) -> TokenPairs:
-    """Pairs of two lengths that change at one token, in one of them at the first."""
-    generator = np.random.default_rng(0)
-    clean, corrupt, right, wrong = [], [], [], []
-    for index in range(n):
-        length, place = [(9, 4), (9, 4), (6, 0), (9, 8), (6, 2)][index % 5]
-        ids = generator.integers(3, n_vocab, size=length).tolist()
-        clean.append(ids)
-        corrupt.append([*ids[:place], (ids[place] - 2) % (n_vocab - 3) + 3, *ids[place + 1 :]])
-        answers = generator.choice(np.arange(3, n_vocab), size=5, replace=False).tolist()
-        right.append(answers[: 1 + index % 2])
-        wrong.append(answers[2 : 3 + index % 3])
-    pairs = PromptPairs(tuple(PromptPair(f"c{i}", f"d{i}", ("a",), ("b",)) for i in range(n)), "made", "up")
-    return TokenPairs(clean, corrupt, right, wrong, False, pairs)
+# Pairs of two lengths that change at one token, in one of them at the first.
+token_pairs = partial(
+    made_pairs.token_pairs,
+    lengths=(9, 9, 6, 9, 6),
+    places=((4,), (4,), (0,), (8,), (2,)),
+    n_right=(1, 2),
+    n_wrong=(1, 2, 3),
+)
 
 
 def seen(model: Model, ids: list[int], modules: list[Any]) -> list[torch.Tensor]:

@@ -199,11 +199,9 @@ def model_attacks(n: int) -> Iterator[tuple[str, Callable[[bytes], bytes]]]:
 
 
 def test_damaged_model_folders(
-    tmp_path: Path, tiny_hf: Any, tiny_tokenizer: Any, record_attacks: Any, n_attacks: int, capfd: Any
+    tmp_path: Path, tiny_folder: Any, record_attacks: Any, n_attacks: int, capfd: Any
 ) -> None:
-    whole = tmp_path / "whole"
-    tiny_hf("llama").save_pretrained(whole)
-    tiny_tokenizer.save_pretrained(whole)
+    whole = tiny_folder(tmp_path / "whole")
     found = []
     for number, (name, damage) in enumerate(model_attacks(max(3, n_attacks // 20))):
         folder = tmp_path / f"model{number}"
@@ -217,23 +215,23 @@ def test_damaged_model_folders(
     record_attacks("damaged model folder", found)
 
 
-REFUSED = [
-    ("discover", "--n-prompts", "99999999999999999999"),
-    ("discover", "--seed", "18446744073709551616"),
-    ("discover", "--seed", "-1"),
-    ("discover", "--n-train", "9223372036854775808"),
-    ("discover", "--threads", "9223372036854775808"),
-    ("discover", "--device", "meta"),
-    ("discover", "--prompts", "/dev/zero"),
-    ("discover", "--out", "/dev/null"),
-    ("discover", "--model", "planted-ioi-99999999999"),
-    ("scan", "--models", "planted-ioi", "--seeds", "18446744073709551616", "--dry-run"),
-    ("scan", "--models", "planted-ioi", "--tasks", "iio", "--dry-run"),
-    ("export", "/dev/zero", "out"),
-    ("report", "/dev/zero"),
-    ("evaluate", "/dev/zero"),
-    ("diff", "/dev/zero", "/dev/zero"),
-]
+REFUSED = """
+discover --n-prompts 99999999999999999999
+discover --seed 18446744073709551616
+discover --seed -1
+discover --n-train 9223372036854775808
+discover --threads 9223372036854775808
+discover --device meta
+discover --prompts /dev/zero
+discover --out /dev/null
+discover --model planted-ioi-99999999999
+scan --models planted-ioi --seeds 18446744073709551616 --dry-run
+scan --models planted-ioi --tasks iio --dry-run
+export /dev/zero out
+report /dev/zero
+evaluate /dev/zero
+diff /dev/zero /dev/zero
+"""
 
 
 def test_command_lines_that_cannot_be(
@@ -242,10 +240,10 @@ def test_command_lines_that_cannot_be(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HEADCODES_CACHE", str(tmp_path / "cache"))
     found = []
-    for words in (*REFUSED, ("cache", "ls")):
-        if words == ("cache", "ls"):
+    for line in (*REFUSED.strip().splitlines(), "cache ls"):
+        if line == "cache ls":
             monkeypatch.setenv("HEADCODES_CACHE", "~nobody-here/c")
-        monkeypatch.setattr(sys, "argv", ["headcodes", *words])
+        monkeypatch.setattr(sys, "argv", ["headcodes", *line.split()])
         status: object = 0
         try:
             cli.main()
@@ -255,7 +253,7 @@ def test_command_lines_that_cannot_be(
             status = repr(error)
         out, err = capsys.readouterr()
         wrong = status != 2 or out or "Traceback" in err or not err.strip()
-        found.append((f"status {status}: {err[-300:]}" if wrong else None, " ".join(words)))
+        found.append((f"status {status}: {err[-300:]}" if wrong else None, line))
     record_attacks("command line", found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import made_pairs
 from headcodes.activations import cache as activation_cache
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.interventions import patch as patching
@@ -20,7 +22,6 @@ from headcodes.interventions.paths import path_effects
 from headcodes.interventions.verify import verify
 from headcodes.interventions.walk import EngineUsed
 from headcodes.models.model import Model
-from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import TokenPairs
 
 FAMILIES = ("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
@@ -28,24 +29,14 @@ FAMILIES = ("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "ge
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
-def token_pairs(seed: int = 0, n: int = 5, n_vocab: int = 200) -> TokenPairs:
-    """Pairs of two lengths and three first changed places, one of them the very first token."""
-    generator = np.random.default_rng(seed)
-    clean, corrupt, right, wrong = [], [], [], []
-    for index in range(n):
-        length, start = [(9, 4), (9, 4), (6, 0), (9, 8), (6, 2)][index % 5]
-        ids = generator.integers(3, n_vocab, size=length).tolist()
-        other = list(ids)
-        other[start] = (ids[start] - 3 + 1) % (n_vocab - 3) + 3
-        if start + 2 < length:
-            other[start + 2] = (ids[start + 2] - 3 + 7) % (n_vocab - 3) + 3
-        answers = generator.choice(np.arange(3, n_vocab), size=5, replace=False).tolist()
-        clean.append(ids)
-        corrupt.append(other)
-        right.append(answers[: 1 + index % 2])
-        wrong.append(answers[2 : 3 + index % 3])
-    pairs = PromptPairs(tuple(PromptPair(f"c{i}", f"d{i}", ("a",), ("b",)) for i in range(n)), "made", "up")
-    return TokenPairs(clean, corrupt, right, wrong, False, pairs)
+# Pairs of two lengths and three first changed places, one of them the very first token.
+token_pairs = partial(
+    made_pairs.token_pairs,
+    lengths=(9, 9, 6, 9, 6),
+    places=((4, 6), (4, 6), (0, 2), (8,), (2, 4)),
+    n_right=(1, 2),
+    n_wrong=(1, 2, 3),
+)
 
 
 def answered(model: Model, tokens: TokenPairs) -> TokenPairs:

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import made_pairs
 from headcodes import methods, metrics
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.methods import default
 from headcodes.methods.inputs import Inputs
 from headcodes.models import planted
-from headcodes.prompts.pairs import PromptPair, PromptPairs
-from headcodes.prompts.tokens import TokenPairs, tokenize
+from headcodes.prompts.tokens import tokenize
 from headcodes.settings import Settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:the model answers only")
 
 
-def token_pairs(n: int = 11, n_vocab: int = 200) -> TokenPairs:
-    draw = np.random.default_rng(3)
-    clean = [draw.integers(3, n_vocab, size=8 - i % 3).tolist() for i in range(n)]
-    corrupt = [[*ids[:2], (ids[2] + 5) % n_vocab, *ids[3:]] for ids in clean]
-    answers = [draw.choice(np.arange(3, n_vocab), size=3, replace=False).tolist() for _ in range(n)]
-    pairs = PromptPairs(tuple(PromptPair(f"c{i}", f"d{i}", ("a",), ("b",)) for i in range(n)), "made", "up")
-    return TokenPairs(clean, corrupt, [a[:1] for a in answers], [a[1:] for a in answers], False, pairs)
+token_pairs = partial(made_pairs.token_pairs, n=11, seed=3)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3", "gemma3_text"])

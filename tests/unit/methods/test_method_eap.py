@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,34 +13,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import made_pairs
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.patch import causal_truth
 from headcodes.methods import eap
 from headcodes.methods.findings import Findings
 from headcodes.methods.inputs import Inputs
 from headcodes.models.model import Model
-from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import TokenPairs
 
 FAMILIES = ("gpt2", "gpt_neox", "opt", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "eap-ig-inputs-left")
 
 
-def token_pairs(n: int = 4, several: bool = True, n_vocab: int = 200) -> TokenPairs:
-    """Pairs of two lengths, so that some are filled up; one or several answers."""
-    draw = np.random.default_rng(3)
-    clean, corrupt, right, wrong = [], [], [], []
-    for index in range(n):
-        ids = draw.integers(3, n_vocab, size=7 - index % 2).tolist()
-        other = list(ids)
-        other[2] = (ids[2] + 5) % n_vocab
-        answers = draw.choice(np.arange(3, n_vocab), size=5, replace=False).tolist()
-        clean.append(ids)
-        corrupt.append(other)
-        right.append(answers[: 2 if several else 1])
-        wrong.append(answers[2 : 5 if several else 3])
-    pairs = PromptPairs(tuple(PromptPair(f"c{i}", f"d{i}", ("a",), ("b",)) for i in range(n)), "made", "up")
-    return TokenPairs(clean, corrupt, right, wrong, False, pairs)
+# Pairs of two lengths, so that some are filled up.
+token_pairs = partial(made_pairs.token_pairs, n=4, seed=3, lengths=(7, 6), n_right=(2,), n_wrong=(3,))
 
 
 def metric(model: Model, tokens: TokenPairs, ids: list[list[int]]) -> float:
@@ -69,7 +57,7 @@ def linear_gpt2(tiny_model: Any) -> Model:
 @pytest.mark.parametrize("name", METHODS)
 def test_on_a_linear_model_scores_are_the_effects_of_exact_patching(tiny_model: Any, name: str) -> None:
     model = linear_gpt2(tiny_model)
-    tokens = token_pairs(several=False)
+    tokens = token_pairs(n_right=(1,), n_wrong=(1,))
     wrong = [i for i in range(4) if metric(model, tokens.subset([i]), [tokens.clean[i]]) < 0]
     for i in wrong:  # patching looks at answered pairs only
         tokens.answers[i], tokens.wrong_answers[i] = tokens.wrong_answers[i], tokens.answers[i]
@@ -188,7 +176,7 @@ NORMS = {"gpt2": "ln_1", "llama": "input_layernorm", "gemma3_text": "input_layer
 def test_head_edges_are_derivatives_along_one_path(tiny_model: Any, family: str) -> None:
     """Each edge against a central difference in float64, by hooks that share nothing with the code under test."""
     model: Model = tiny_model(family)
-    tokens = token_pairs(2)
+    tokens = token_pairs(n=2)
     model.module.double()
     model.__dict__.pop("W_O", None)
     found = eap.find("eap", Inputs(model, tokens), "edge", 0).edges
@@ -262,7 +250,7 @@ def moved_metric(
 
 def test_bf16_and_batches_change_little(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model: Model = tiny_model("llama")
-    tokens = token_pairs(4)
+    tokens = token_pairs()
     whole = eap.find("eap", Inputs(model, tokens), "edge", 0)
     monkeypatch.setattr(eap, "edge_bytes_per_token", lambda _model: 1 << 40)  # one pair a batch
     single = eap.find("eap", Inputs(model, tokens), "edge", 0)

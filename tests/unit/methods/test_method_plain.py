@@ -8,26 +8,23 @@ import numpy as np
 import pytest
 import torch
 
+import made_pairs
 from headcodes import methods
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
 from headcodes.methods.inputs import Inputs
 from headcodes.models.model import Model
-from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import TokenPairs
 from headcodes.settings import Settings
 
 FAMILIES = ("gpt2", "gpt_neox", "opt", "llama", "qwen3", "gemma2", "gemma3_text")
 
 
-def token_pairs(n: int = 6, n_vocab: int = 200) -> TokenPairs:
+def token_pairs(n: int = 6) -> TokenPairs:
     """Pairs whose prompts differ in length, as these methods allow."""
-    draw = np.random.default_rng(5)
-    clean = [draw.integers(3, n_vocab, size=5 + i % 3).tolist() for i in range(n)]
-    corrupt = [draw.integers(3, n_vocab, size=6 + i % 2).tolist() for i in range(n)]
-    answers = [draw.choice(np.arange(3, n_vocab), size=5, replace=False).tolist() for _ in range(n)]
-    pairs = PromptPairs(tuple(PromptPair(f"c{i}", f"d{i}", ("a",), ("b",)) for i in range(n)), "made", "up")
-    return TokenPairs(clean, corrupt, [a[:2] for a in answers], [a[2:] for a in answers], False, pairs)
+    pairs = made_pairs.token_pairs(n, 5, lengths=(5, 6, 7), n_right=(2,), n_wrong=(3,))
+    corrupt = made_pairs.token_pairs(n, 6, lengths=(6, 7)).clean
+    return made_pairs.made(pairs.clean, corrupt, pairs.answers, pairs.wrong_answers)
 
 
 def outputs(model: Model, prompts: list[list[int]], positions: str = "mean") -> torch.Tensor:

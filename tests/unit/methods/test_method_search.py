@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import made_pairs
 from headcodes import methods
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.ablate import EdgeAblation, HeadAblation, edge_order
@@ -17,18 +19,10 @@ from headcodes.methods import acdc, sp
 from headcodes.methods.inputs import Inputs
 from headcodes.models import planted
 from headcodes.models.model import Model
-from headcodes.prompts.pairs import PromptPair, PromptPairs
-from headcodes.prompts.tokens import TokenPairs, tokenize
+from headcodes.prompts.tokens import tokenize
 from peers.spelled_out import SpelledOut
 
-
-def token_pairs(n: int = 3, n_vocab: int = 200) -> TokenPairs:
-    draw = np.random.default_rng(7)
-    clean = [draw.integers(3, n_vocab, size=6 - i % 2).tolist() for i in range(n)]
-    corrupt = [[*ids[:2], (ids[2] + 5) % n_vocab, *ids[3:]] for ids in clean]
-    answers = [draw.choice(np.arange(3, n_vocab), size=3, replace=False).tolist() for _ in range(n)]
-    pairs = PromptPairs(tuple(PromptPair(f"c{i}", f"d{i}", ("a",), ("b",)) for i in range(n)), "made", "up")
-    return TokenPairs(clean, corrupt, [a[:1] for a in answers], [a[1:] for a in answers], False, pairs)
+token_pairs = partial(made_pairs.token_pairs, n=3, seed=7, lengths=(6, 5))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox", "llama", "qwen2", "qwen3", "transformer-lens"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import made_pairs
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.interventions.patch import causal_truth
@@ -18,7 +20,6 @@ from headcodes.methods import dla, eap
 from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
 from headcodes.models.model import Model
-from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import TokenPairs
 from tiny_families import ROWS, known, make, table
 
@@ -43,12 +44,7 @@ NO_SHARED_ROWS = {"BLOOM", "MPT", "Falcon, sequential", "Mistral, window of 4"}
 IDS = torch.tensor([[5, 70, 31, 41, 9, 62, 77], [8, 9, 10, 11, 12, 13, 14]])
 
 
-def token_pairs(n: int = 3, n_vocab: int = 97) -> TokenPairs:
-    draw = np.random.default_rng(3)
-    clean = [draw.integers(3, n_vocab, size=7 - index % 2).tolist() for index in range(n)]
-    corrupt = [[*ids[:2], (ids[2] + 5) % n_vocab, *ids[3:]] for ids in clean]
-    pairs = PromptPairs(tuple(PromptPair(f"c{i}", f"d{i}", ("a",), ("b",)) for i in range(n)), "made", "up")
-    return TokenPairs(clean, corrupt, [[3, 4]] * n, [[5, 6, 7]] * n, False, pairs)
+token_pairs = partial(made_pairs.token_pairs, n=3, seed=3, lengths=(7, 6), n_right=(2,), n_wrong=(3,), n_vocab=97)
 
 
 def results(model: Model, prompt: list[int]) -> list[torch.Tensor]:

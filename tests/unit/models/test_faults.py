@@ -21,18 +21,16 @@ from headcodes.interventions.patch import causal_truth
 from headcodes.methods import eap
 from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
-from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import TokenPairs
+from made_pairs import changed, made
 from tiny_families import make
 
 PROMPTS = [[5, 70, 31, 41, 9, 62], [5, 70, 31, 41, 9, 8], [8, 9, 10, 11]]
 
 
 def token_pairs(clean: list[list[int]]) -> TokenPairs:
-    corrupt = [[*ids[:2], (ids[2] + 5) % 97, *ids[3:]] for ids in clean]
-    n = len(clean)
-    pairs = PromptPairs(tuple(PromptPair(f"c{i}", f"d{i}", ("a",), ("b",)) for i in range(n)), "made", "up")
-    return TokenPairs(clean, corrupt, [[3, 4]] * n, [[5, 6, 7]] * n, False, pairs)
+    corrupt = [changed(ids, n_vocab=97) for ids in clean]
+    return made(clean, corrupt, [[3, 4]] * len(clean), [[5, 6, 7]] * len(clean))
 
 
 def adapted(dora: bool, modules: list[str]) -> Any:

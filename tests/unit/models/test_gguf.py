@@ -82,6 +82,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture
+def tiny_gguf(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.gguf"
+    write_llama(path)
+    return path
+
+
 def test_a_file_is_converted_once_to_its_own_numbers(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,9 +170,7 @@ def test_where_tensors_cannot_be_read_directly_the_slower_way_is_said(
     assert all(torch.equal(value, found[name]) for name, value in slower.module.state_dict().items())
 
 
-def test_a_conversion_cut_short_leaves_nothing(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "tiny.gguf"
-    write_llama(path)
+def test_a_conversion_cut_short_leaves_nothing(cache: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert = gguf._convert
 
     def stop(source: Path, folder: Path) -> None:
@@ -174,22 +179,20 @@ def test_a_conversion_cut_short_leaves_nothing(cache: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(gguf, "_convert", stop)
     with pytest.raises(KeyboardInterrupt):
-        load_model(path)
+        load_model(tiny_gguf)
     assert list((cache / "models").iterdir()) == []
 
 
-def test_of_two_conversions_at_once_one_stands(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "tiny.gguf"
-    write_llama(path)
+def test_of_two_conversions_at_once_one_stands(cache: Path, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert = gguf._convert
 
     def race(source: Path, folder: Path) -> None:
         convert(source, folder)
         monkeypatch.setattr(gguf, "_convert", convert)
-        gguf.converted(path, sources.file_checksum(path))
+        gguf.converted(tiny_gguf, sources.file_checksum(tiny_gguf))
 
     monkeypatch.setattr(gguf, "_convert", race)
-    folder = gguf.converted(path, sources.file_checksum(path))
+    folder = gguf.converted(tiny_gguf, sources.file_checksum(tiny_gguf))
     assert [part.name for part in (cache / "models").iterdir()] == [folder.name]
     assert (folder / "model.safetensors").exists()
 

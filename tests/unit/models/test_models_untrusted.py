@@ -31,11 +31,8 @@ def generate(model, *args, **kwargs):
 
 
 @pytest.fixture
-def folder(tiny_hf: Any, tiny_tokenizer: Any, tmp_path: Path) -> Path:
-    path = tmp_path / "model"
-    tiny_hf("llama").save_pretrained(path)
-    tiny_tokenizer.save_pretrained(path)
-    return path
+def folder(tiny_folder: Any, tmp_path: Path) -> Path:
+    return tiny_folder(tmp_path / "model")
 
 
 def change(path: Path, **changes: Any) -> None:

@@ -10,15 +10,12 @@ import pytest
 import torch
 
 from headcodes import HeadcodesError, HeadcodesWarning
-from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.task_check import check_task, logit_differences
-from headcodes.prompts.tokens import TokenPairs
+from made_pairs import made
 
 
 def token_pairs(rights, wrongs):
-    n = len(rights)
-    pairs = PromptPairs(tuple(PromptPair(str(i), "", (), ()) for i in range(n)), "mine", "custom")
-    return TokenPairs([[1]] * n, [[2]] * n, rights, wrongs, False, pairs)
+    return made([[1]] * len(rights), [[2]] * len(rights), rights, wrongs)
 
 
 def logits(*rows):
