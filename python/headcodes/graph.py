@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +67,127 @@ def stage(name: str, *, n_layers: int, n_heads: int, parallel_attn_mlp: bool = F
 
 Head = tuple[int, int]
 Pair = tuple[Head, Head]
+
+
+def check_heads(heads: Iterable[Head], n_layers: int, n_heads: int) -> None:
+    """Refuse heads that a model of this shape does not have.
+
+    Raises:
+        HeadcodesError: there is one; the message names it.
+    """
+    for layer, head in heads:
+        if not (0 <= layer < n_layers and 0 <= head < n_heads):
+            raise HeadcodesError(
+                f"heads must lie in {n_layers} layers of {n_heads}", f"{(layer, head)}", "Use this model's heads."
+            )
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Every node that writes to the residual stream, everything that reads it, and the edges between them.
+
+    Sources and destinations are numbered in the order in which they run; tables of edges have a row a source and a
+    column a destination.
+    """
+
+    n_layers: int
+    n_heads: int
+    has_mlps: bool = True
+    parallel_attn_mlp: bool = False
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Names of the nodes that write: ``input``, then each layer's heads and its MLP."""
+        names = ["input"]
+        for layer in range(self.n_layers):
+            names += [head_name(layer, head) for head in range(self.n_heads)]
+            names += [f"m{layer}"] * self.has_mlps
+        return names
+
+    @cached_property
+    def destinations(self) -> list[str]:
+        """Names of what reads: each layer's queries, keys and values head by head, its MLP; last the ``logits``."""
+        names = []
+        for layer in range(self.n_layers):
+            names += [f"{head_name(layer, head)}<{slot}>" for slot in "qkv" for head in range(self.n_heads)]
+            names += [f"m{layer}"] * self.has_mlps
+        return [*names, "logits"]
+
+    @property
+    def n_source(self) -> int:
+        """How many nodes write."""
+        return 1 + self.n_layers * (self.n_heads + self.has_mlps)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of a table of edges."""
+        return self.n_source, 1 + self.n_layers * (3 * self.n_heads + self.has_mlps)
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges there are."""
+        into_heads: int = sum(self.read_by_heads(layer).stop for layer in range(self.n_layers))
+        into_mlps: int = sum(self.read_by_mlp(layer).stop for layer in range(self.n_layers))
+        return 3 * self.n_heads * into_heads + self.has_mlps * into_mlps + self.n_source
+
+    def rows(self, kind: str, layer: int) -> slice:
+        """Rows of one part of a layer: "input", "z" (its heads) or "mlp"."""
+        if kind == "input":
+            return slice(0, 1)
+        start = 1 + layer * (self.n_heads + self.has_mlps)
+        stop = start + self.n_heads
+        return slice(start, stop) if kind == "z" else slice(stop, stop + 1)
+
+    def read_by_heads(self, layer: int) -> slice:
+        """Rows that a layer's heads can read."""
+        return slice(0, self.rows("z", layer).start)
+
+    def read_by_mlp(self, layer: int) -> slice:
+        """Rows that a layer's MLP can read: its own heads too, unless both read the same stream."""
+        heads = self.rows("z", layer)
+        return slice(0, heads.start if self.parallel_attn_mlp else heads.stop)
+
+    def columns(self, kind: str, layer: int) -> slice:
+        """Columns of one part of a layer: "q", "k" or "v" (its heads), "qkv", "mlp", or "logits"."""
+        start = layer * (3 * self.n_heads + self.has_mlps)
+        if kind in ("mlp", "logits"):
+            start += 3 * self.n_heads if kind == "mlp" else 0
+            return slice(start, start + 1)
+        start += "qkv".index(kind[0]) * self.n_heads
+        return slice(start, start + len(kind) * self.n_heads)
+
+    def edges(self) -> Iterator[tuple[int, int]]:
+        """Yield every edge as (row, column), layer by layer as MIB's graphs list them."""
+        for layer in range(self.n_layers):
+            for row in range(self.read_by_heads(layer).stop):
+                for head in range(self.n_heads):
+                    for slot in "qkv":
+                        yield row, self.columns(slot, layer).start + head
+            if self.has_mlps:
+                for row in range(self.read_by_mlp(layer).stop):
+                    yield row, self.columns("mlp", layer).start
+        for row in range(self.n_source):
+            yield row, self.columns("logits", self.n_layers).start
+
+    def named_edges(self) -> Iterator[tuple[str, str]]:
+        """Yield every edge by its ends' names, in the order of ``edges``."""
+        return ((self.sources[row], self.destinations[column]) for row, column in self.edges())
+
+    def edges_from_logits(self) -> list[tuple[int, int]]:
+        """Return every edge as (row, column), from the logits back.
+
+        Destinations that read late come first, and of their sources those that write late, as Conmy et al. 2023,
+        algorithm 1, has it. Within a layer the order is ours: the last head's value, key and query, then the head
+        before it. Their program takes all values of a layer, then all keys, then all queries, and senders ascending.
+        """
+
+        def when(edge: tuple[int, int]) -> tuple[int, ...]:
+            row, column = edge
+            layer, place = divmod(column, 3 * self.n_heads + self.has_mlps)
+            slot, head = divmod(place, self.n_heads)
+            return layer, slot == 3, head, slot, row
+
+        return sorted(self.edges(), key=when, reverse=True)
 
 
 @dataclass(frozen=True)
@@ -137,3 +259,8 @@ class Edges:
     sources: list[str]
     destinations: list[str]
     scores: Float[np.ndarray, "n_source n_destination"]
+
+    @classmethod
+    def of(cls, graph: Graph, scores: Float[np.ndarray, "n_source n_destination"]) -> Edges:
+        """Return scores with the names of a graph's rows and columns."""
+        return cls(graph.sources, graph.destinations, scores)

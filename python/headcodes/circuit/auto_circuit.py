@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headcodes.circuit.circuit import Circuit
-from headcodes.circuit.mib import check_n_edges, filled_graph
+from headcodes.circuit.mib import check_n_edges, filled_graph, mib_graph
 from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write, reading, regular
-from headcodes.graph import head_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -54,20 +54,8 @@ def from_prune_scores(scores: Mapping[str, Any], circuit: Circuit) -> Circuit:
         for reader, row in zip(readers, values.reshape(len(readers), len(before)), strict=True):
             for source, value in zip(before, row, strict=True):
                 edge_scores[source, reader] = float(value)
-    return Circuit(
-        n_layers=circuit.n_layers,
-        n_heads=circuit.n_heads,
-        nodes=circuit.nodes,
-        edges=tuple(edge for edge, value in edge_scores.items() if value != 0),
-        node_scores=circuit.node_scores,
-        edge_scores=edge_scores,
-        d_model=circuit.d_model,
-        parallel_attn_mlp=circuit.parallel_attn_mlp,
-        model=circuit.model,
-        task=circuit.task,
-        method=circuit.method,
-        meta=circuit.meta,
-    )
+    edges = tuple(edge for edge, value in edge_scores.items() if value != 0)
+    return replace(circuit, edges=edges, edge_scores=edge_scores)
 
 
 def write_prune_scores(circuit: Circuit, path: Path | str) -> None:
@@ -95,11 +83,11 @@ def read_prune_scores(path: Path | str, circuit: Circuit) -> Circuit:
 def _modules(circuit: Circuit) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield each reading module of auto-circuit's graph: its name, the readers in it, the writers before
     it."""
-    before = ["input"]
+    graph = mib_graph(circuit)
+    sources, destinations = graph.sources, graph.destinations
     for layer in range(circuit.n_layers):
-        heads = [head_name(layer, head) for head in range(circuit.n_heads)]
         for slot in "qkv":
-            yield f"blocks.{layer}.hook_{slot}_input", [f"{head}<{slot}>" for head in heads], list(before)
-        yield f"blocks.{layer}.hook_mlp_in", [f"m{layer}"], before + ([] if circuit.parallel_attn_mlp else heads)
-        before += [*heads, f"m{layer}"]
-    yield f"blocks.{circuit.n_layers - 1}.hook_resid_post", ["logits"], before
+            heads = destinations[graph.columns(slot, layer)]
+            yield f"blocks.{layer}.hook_{slot}_input", heads, sources[graph.read_by_heads(layer)]
+        yield f"blocks.{layer}.hook_mlp_in", [f"m{layer}"], sources[graph.read_by_mlp(layer)]
+    yield f"blocks.{circuit.n_layers - 1}.hook_resid_post", ["logits"], sources

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write, read_json, reading, reason_of
-from headcodes.graph import head_name, parse_head, split_slot
+from headcodes.graph import Graph, parse_head, split_slot
 
 _MOST_EDGES = 20_000_000
 # MIB's nine sizes of a submission of circuits: at most this share of the edges.
@@ -27,14 +27,9 @@ MIB_FOLDERS = (
 MIB_MODELS = {"gpt2": (12, 12, 768), "qwen2.5": (24, 14, 896), "gemma2": (26, 8, 2304), "llama3": (32, 32, 4096)}
 
 
-def source_names(circuit: Circuit) -> list[str]:
-    """Return every node that writes, in the order in which it does: input, then each layer's heads and
-    MLP."""
-    names = ["input"]
-    for layer in range(circuit.n_layers):
-        names += [head_name(layer, head) for head in range(circuit.n_heads)]
-        names.append(f"m{layer}")
-    return names
+def mib_graph(circuit: Circuit) -> Graph:
+    """Return the nodes and edges of the circuit's model, which these files take to have MLPs."""
+    return Graph(circuit.n_layers, circuit.n_heads, parallel_attn_mlp=circuit.parallel_attn_mlp)
 
 
 def check_n_edges(circuit: Circuit) -> None:
@@ -43,30 +38,13 @@ def check_n_edges(circuit: Circuit) -> None:
     Raises:
         HeadcodesError: the graph of the circuit's model has more than 20 million edges.
     """
-    writers = circuit.n_layers * (circuit.n_heads + 1)
-    n_edges = writers * (3 * circuit.n_layers * circuit.n_heads + circuit.n_layers) // 2
+    n_edges = mib_graph(circuit).n_edges
     if n_edges > _MOST_EDGES:
         raise HeadcodesError(
             f"a graph with an edge for every reader and writer is written up to {_MOST_EDGES:,} edges",
-            f"about {n_edges:,}, of {circuit.n_layers} layers of {circuit.n_heads} heads",
+            f"{n_edges:,}, of {circuit.n_layers} layers of {circuit.n_heads} heads",
             "Export it as circuit or graphml.",
         )
-
-
-def all_edges(circuit: Circuit) -> Iterator[tuple[str, str]]:
-    """Yield every edge of MIB's graph of this model, in MIB's order of readers."""
-    before = ["input"]
-    for layer in range(circuit.n_layers):
-        heads = [head_name(layer, head) for head in range(circuit.n_heads)]
-        for source in before:
-            for head in heads:
-                for slot in "qkv":
-                    yield source, f"{head}<{slot}>"
-        for source in before if circuit.parallel_attn_mlp else [*before, *heads]:
-            yield source, f"m{layer}"
-        before += [*heads, f"m{layer}"]
-    for source in before:
-        yield source, "logits"
 
 
 def to_mib(circuit: Circuit) -> dict[str, Any]:
@@ -84,7 +62,7 @@ def to_mib(circuit: Circuit) -> dict[str, Any]:
     check_n_edges(circuit)
     score, member = filled_graph(circuit)
     nodes: dict[str, Any] = {}
-    for name in [*source_names(circuit), "logits"]:
+    for name in [*mib_graph(circuit).sources, "logits"]:
         nodes[name] = {"in_graph": name == "logits" or _node_member(circuit, name)}
         if name in circuit.node_scores:
             nodes[name]["score"] = circuit.node_scores[name]
@@ -98,7 +76,7 @@ def to_mib(circuit: Circuit) -> dict[str, Any]:
         "nodes": nodes,
         "edges": {
             f"{source}->{target}": {"score": score(source, target), "in_graph": member(source, target)}
-            for source, target in all_edges(circuit)
+            for source, target in mib_graph(circuit).named_edges()
         },
     }
 
@@ -228,7 +206,7 @@ def _check_graphs(files: list[Path], model: str) -> None:
         shape = (circuit.n_layers, circuit.n_heads, circuit.d_model)
         if shape != MIB_MODELS[model]:
             raise _broken(f"{model} must have layers, heads, d_model {MIB_MODELS[model]}", file, f"{shape}")
-        missing = {f"{source}->{target}" for source, target in all_edges(circuit)} ^ set(data["edges"])
+        missing = {f"{source}->{target}" for source, target in mib_graph(circuit).named_edges()} ^ set(data["edges"])
         if missing:
             raise _broken("a graph must have every edge of the model and no other", file, f"not {min(missing)}")
         shares.append(len(circuit.edges) / len(data["edges"]))
@@ -293,7 +271,7 @@ def filled_graph(circuit: Circuit) -> tuple[Callable[[str, str], float], Callabl
             return score * best / strongest_pair
         return min(ends, key=abs) if ends else best
 
-    chooses_all, members = _chooses_all(circuit), {n for n in source_names(circuit) if _node_member(circuit, n)}
+    chooses_all, members = _chooses_all(circuit), {n for n in mib_graph(circuit).sources if _node_member(circuit, n)}
 
     def member(source: str, target: str) -> bool:
         if chooses_all:

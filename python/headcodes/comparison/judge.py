@@ -18,7 +18,7 @@ from headcodes.evaluation.faithfulness import curve
 from headcodes.files import atomic_write, checksum
 from headcodes.graph import Edges
 from headcodes.interventions.patch import causal_truth
-from headcodes.interventions.reads import edge_names
+from headcodes.interventions.reads import graph_of
 from headcodes.models import planted
 from headcodes.prompts.tokens import TokenPairs, tokenize
 from headcodes.store.cells import array_file
@@ -127,7 +127,7 @@ def _judge(cell: Mapping[str, Any], model: Model, judge: Judge, out: Path) -> Ro
     if "pair_scores" in arrays and judge.pair_labels is not None:
         found["pair_auc"] = metrics.pair_auc(arrays["pair_scores"], judge.pair_labels, cell["n_heads"])
     if judge.tokens is not None and judge.tokens.equal_lengths:
-        edges = Edges(*edge_names(model), arrays["edge_scores"]) if "edge_scores" in arrays else None
+        edges = Edges.of(graph_of(model), arrays["edge_scores"]) if "edge_scores" in arrays else None
         signed = arrays.get("signed_scores", scores)
         found |= faithfulness(model, judge.tokens, scores, signed if cell["level"] == "node" else edges)
     return Row(**about(cell), truth=judge.name, status="ok", **found)

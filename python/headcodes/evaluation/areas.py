@@ -12,8 +12,8 @@ from scipy.integrate import trapezoid
 from headcodes.circuit.mib import MIB_SHARES
 from headcodes.errors import HeadcodesError
 from headcodes.evaluation.faithfulness import Ablation, behaviour
-from headcodes.interventions.ablate import EdgeAblation, edge_order
-from headcodes.interventions.reads import edge_bytes_per_token, edge_names
+from headcodes.interventions.ablate import EdgeAblation
+from headcodes.interventions.reads import edge_bytes_per_token, graph_of
 from headcodes.interventions.runs import DEFAULT_GRAPH_BYTES, batches
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine
 from headcodes.metrics import normalised
@@ -136,18 +136,19 @@ def edge_cpr_cmd(
             length, a model whose edges cannot be cut (``interventions.ablate.EdgeAblation``); the full model does not
             differ from the empty one.
     """
-    real = np.array(sorted(edge_order(model)))
-    if (edges.sources, edges.destinations) != edge_names(model):
+    graph = graph_of(model)
+    real = np.array(sorted(graph.edges()))
+    if (edges.sources, edges.destinations) != (graph.sources, graph.destinations):
         raise HeadcodesError(
-            f"the edges are those of {model!r}",
+            f"the edges must be those of {model!r}",
             f"{len(edges.sources)} sources and {len(edges.destinations)} destinations of another graph",
             "Give scores found in this model.",
         )
     scores = edges.scores[tuple(real.T)]
     if not np.isfinite(scores).all():
         raise HeadcodesError(
-            "every edge of the graph has a finite score",
-            f"{int((~np.isfinite(scores)).sum())} that have not",
+            "every edge of the graph must have a finite score",
+            f"{int((~np.isfinite(scores)).sum())} without one",
             "Give 0 where nothing is known.",
         )
 

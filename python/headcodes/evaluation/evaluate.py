@@ -16,9 +16,8 @@ from headcodes.evaluation.faithfulness import Ablation, curve, faithfulness
 from headcodes.evaluation.paths import judge_paths
 from headcodes.evaluation.record import Evaluation
 from headcodes.graph import Edges, GroundTruth, parse_head, split_slot
-from headcodes.interventions.ablate import edge_order
 from headcodes.interventions.patch import CausalTruth, Components, answered, causal_truth
-from headcodes.interventions.reads import edge_names
+from headcodes.interventions.reads import graph_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -257,11 +256,11 @@ def rank_correlation(scores: ArrayLike, effects: ArrayLike) -> float | None:
 
 def _edges(circuit: Circuit, model: Model) -> Edges:
     """Return the circuit's scores as those of every edge of the model's graph; 0 where it has none."""
-    sources, destinations = edge_names(model)
-    scores = np.full((len(sources), len(destinations)), np.nan)
-    for i, j in edge_order(model):
-        scores[i, j] = circuit.edge_scores.get((sources[i], destinations[j]), 0.0)
-    return Edges(sources, destinations, scores)
+    graph = graph_of(model)
+    scores = np.full(graph.shape, np.nan)
+    for edge, names in zip(graph.edges(), graph.named_edges(), strict=True):
+        scores[edge] = circuit.edge_scores.get(names, 0.0)
+    return Edges.of(graph, scores)
 
 
 def _pair_scores(circuit: Circuit) -> np.ndarray[Any, Any]:

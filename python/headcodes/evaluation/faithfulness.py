@@ -22,7 +22,9 @@ from torch import Tensor
 
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
+from headcodes.graph import check_heads
 from headcodes.interventions.edits import EditPlan
+from headcodes.interventions.metric import measure_log_p
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed, run_edited
 from headcodes.metrics import normalised
 from headcodes.progress import progress
@@ -43,7 +45,7 @@ class Behaviour:
     """What runs answer: arrays [n_pairs, n_run], the first run the clean one, the second the corrupted one.
 
     Attributes:
-        logit_diff: logsumexp over right answers' logits less that over wrong ones'.
+        logit_diff: ``prompts.task_check.logit_difference``.
         prob_diff: Probability of the right answers less that of the wrong ones.
         kl: KL(clean run || run) over the whole vocabulary, in nats.
         correct: 1 where the right answers outweigh the wrong ones.
@@ -201,13 +203,13 @@ def behaviour(
         for index, parts in zip(indices, logits, strict=True):
             log_p = torch.cat(parts).double().log_softmax(-1)
             right, wrong = tokens.answers[index], tokens.wrong_answers[index]
-            log_right, log_wrong = log_p[:, right].logsumexp(1), log_p[:, wrong].logsumexp(1)
             best = log_p.argmax(1)
+            logit_diff = measure_log_p("logit-diff", log_p, right, wrong)
             for name, values in (
-                ("logit_diff", log_right - log_wrong),
-                ("prob_diff", log_right.exp() - log_wrong.exp()),
-                ("kl", (log_p[0].exp() * (log_p[0] - log_p)).sum(1)),
-                ("correct", log_right > log_wrong),
+                ("logit_diff", logit_diff),
+                ("prob_diff", measure_log_p("prob-diff", log_p, right, wrong)),
+                ("kl", -measure_log_p("kl", log_p, right, wrong)),
+                ("correct", logit_diff > 0),
                 ("top1", torch.isin(best, torch.tensor(right, device=best.device))),
             ):
                 measures[name][index] = values.cpu().numpy()
@@ -327,14 +329,9 @@ def default_sizes(n_all: int) -> list[int]:
 
 def _mask(model: Model, heads: Sequence[tuple[int, int]]) -> Bool[np.ndarray, "n_layers n_heads"]:
     mask = np.zeros((model.n_layers, model.n_heads), dtype=bool)
-    for layer, head in heads:
-        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
-            raise HeadcodesError(
-                f"heads must lie in {model.n_layers} layers of {model.n_heads}",
-                f"{(layer, head)}",
-                "Use this model's heads.",
-            )
-        mask[layer, head] = True
+    check_heads(heads, model.n_layers, model.n_heads)
+    for head in heads:
+        mask[head] = True
     return mask
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
+from headcodes.graph import Graph
 from headcodes.interventions.metric import measure, whole_vocabulary
-from headcodes.interventions.reads import Reads, edge_names
+from headcodes.interventions.reads import Reads
 from headcodes.interventions.runs import (
     Batch,
     Edits,
@@ -130,7 +131,7 @@ def loss_of(
 
 
 class EdgeAblation(HeadAblation):
-    """The loss of ablating sets of edges, rows and columns as ``reads.edge_names`` names them.
+    """The loss of ablating sets of edges, rows and columns as in ``graph.Graph``.
 
     A destination whose edges are removed reads the residual stream less what their sources say in this very run, plus
     their ablated activations. Exact: MLPs and later heads answer to what they then read.
@@ -157,7 +158,7 @@ class EdgeAblation(HeadAblation):
                 "Use level='node', or eap for edges.",
             )
         super().__init__(model, tokens, ablation, loss)
-        self.rows = Reads(model).rows
+        self.graph = Reads(model).graph
         self.ablated_sources = [self._sources(reference) for reference in self.references]
 
     def _sources(self, reference: _Reference) -> Float[Tensor, "source batch*seq*d_model"]:
@@ -165,7 +166,7 @@ class EdgeAblation(HeadAblation):
         with ready(self.model), torch.no_grad():
             run(self.model, reference.batch.clean, reference.batch, also=reads.recording())
             for layer in range(self.model.n_layers):
-                for kind in ("z", "mlp") if self.rows.n_mlps else ("z",):
+                for kind in ("z", "mlp") if self.graph.has_mlps else ("z",):
                     if reads.norm_behind(kind, layer)[0] is not None:
                         raise HeadcodesError(
                             "edges can only be cut where parts add up in the residual stream",
@@ -174,7 +175,7 @@ class EdgeAblation(HeadAblation):
                         )
             keys = [("input", 0)]
             for layer in range(self.model.n_layers):
-                keys += [(kind, layer) for kind in (("z", "mlp") if self.rows.n_mlps else ("z",))]
+                keys += [(kind, layer) for kind in (("z", "mlp") if self.graph.has_mlps else ("z",))]
             home = self.model.device
             return torch.cat([reads.written(kind, layer, reference.ablated).to(home) for kind, layer in keys])
 
@@ -183,7 +184,7 @@ class EdgeAblation(HeadAblation):
         total = 0.0
         with ready(self.model), torch.no_grad():
             for reference, ablated in zip(self.references, self.ablated_sources, strict=True):
-                cut = _Cut(self.model, self.rows, removed, ablated)
+                cut = _Cut(self.model, self.graph, removed, ablated)
                 parts = run(
                     self.model,
                     reference.batch.clean,
@@ -216,8 +217,8 @@ def _ungrouped(model: Model) -> Iterator[None]:
 class _Cut:
     """One pass in which destinations read a stream without some of its sources."""
 
-    def __init__(self, model: Model, rows: Any, removed: Tensor, ablated: Tensor) -> None:
-        self.model, self.rows, self.ablated = model, rows, ablated
+    def __init__(self, model: Model, graph: Graph, removed: Tensor, ablated: Tensor) -> None:
+        self.model, self.graph, self.ablated = model, graph, ablated
         # Which edges go is asked of the host's copy: the device would have to be waited for.
         self.removed, self.gone = removed, removed.float().to(ablated.device)
         self.reads = Reads(model)
@@ -233,7 +234,7 @@ class _Cut:
             hooks.enter_context(reads.recording())
             if self.group_size > 1:
                 hooks.enter_context(_ungrouped(model))
-            hooks.enter_context(edit_input(model.layers[0], self._keep_input(self.rows.of("input", 0))))
+            hooks.enter_context(edit_input(model.layers[0], self._keep_input(self.graph.rows("input", 0))))
             for layer in range(model.n_layers):
                 for slot in "qkv":
                     module, _ = reads.slots[layer][slot]
@@ -261,7 +262,7 @@ class _Cut:
         def note(z: Tensor) -> Tensor:
             heads = self.model.by_head(layer, z.float()) * self.model.facts.scale("z", layer)
             weights = self.model.W_O[layer].to(z.device).float()
-            self._keep_output(self.rows.heads(layer), torch.einsum("bshd,hdm->hbsm", heads, weights).flatten(1))
+            self._keep_output(self.graph.rows("z", layer), torch.einsum("bshd,hdm->hbsm", heads, weights).flatten(1))
             return z
 
         return note
@@ -270,7 +271,7 @@ class _Cut:
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
             output = output[0] if isinstance(output, tuple) else output
             self._keep_output(
-                self.rows.mlp(layer), self.model.facts.scale("mlp", layer) * output.float().reshape(1, -1)
+                self.graph.rows("mlp", layer), self.model.facts.scale("mlp", layer) * output.float().reshape(1, -1)
             )
 
         return note
@@ -289,8 +290,7 @@ class _Cut:
             return values.repeat_interleave(self.group_size, dim) if shared else values
 
         def replace(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            start = self.rows.column(layer) + "qkv".index(slot) * self.rows.n_heads
-            change = self._change(self.rows.read_by_heads(layer), slice(start, start + self.rows.n_heads))
+            change = self._change(self.graph.read_by_heads(layer), self.graph.columns(slot, layer))
             cut = self.reads.slots[layer][slot][1]
             if change is None:
                 return by_head(cut(output), -2).flatten(-2) if shared else None
@@ -311,8 +311,7 @@ class _Cut:
 
     def _mlp(self, layer: int) -> Edit:
         def replace(x: Tensor) -> Tensor:
-            column = self.rows.column(layer) + 3 * self.rows.n_heads
-            change = self._change(self.rows.read_by_mlp(layer), slice(column, column + 1))
+            change = self._change(self.graph.read_by_mlp(layer), self.graph.columns("mlp", layer))
             if change is None:
                 return x
             norm, stream = self.reads.mlp_norm(layer)
@@ -322,27 +321,5 @@ class _Cut:
         return replace
 
     def _final(self, x: Tensor) -> Tensor:
-        column = self.rows.column(self.rows.n_layers)
-        change = self._change(slice(0, self.rows.n_source), slice(column, column + 1))
+        change = self._change(slice(0, self.graph.n_source), self.graph.columns("logits", self.graph.n_layers))
         return x if change is None else x - change.view(x.shape).to(x)
-
-
-def edge_order(model: Model) -> list[tuple[int, int]]:
-    """Return every edge as (row, column), from the logits back.
-
-    Destinations that read late come first, and of their sources those that write late, as Conmy et al. 2023, algorithm
-    1, has it. Within a layer the order is ours: the last head's value, key and query, then the head before it. Their
-    program takes all values of a layer, then all keys, then all queries, and senders ascending.
-    """
-    rows = Reads(model).rows
-    _, destinations = edge_names(model)
-    order = [(row, len(destinations) - 1) for row in reversed(range(rows.n_source))]
-    for layer in reversed(range(rows.n_layers)):
-        column = rows.column(layer)
-        if rows.n_mlps:
-            order += [(row, column + 3 * rows.n_heads) for row in reversed(range(rows.read_by_mlp(layer).stop))]
-        for head in reversed(range(rows.n_heads)):
-            for slot in reversed(range(3)):
-                target = column + slot * rows.n_heads + head
-                order += [(row, target) for row in reversed(range(rows.read_by_heads(layer).stop))]
-    return order

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headcodes.errors import HeadcodesError
-from headcodes.graph import head_name
+from headcodes.graph import check_heads, head_name
 from headcodes.interventions.reads import Reads, edge_bytes_per_token
 from headcodes.interventions.runs import Batch, Parts, batches, graph_bytes, ready, require_equal_lengths, run
 from headcodes.models.hooks import Edit, edit_input
@@ -54,11 +53,7 @@ def carried_edges(
         HeadcodesError: prompts of unequal length; a head that the model does not have; a model without a known final
             norm, or of a family whose query, key and value projections are unknown.
     """
-    for layer, head in heads:
-        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
-            raise HeadcodesError(
-                f"heads must lie in {model.n_layers} layers of {model.n_heads}", str((layer, head)), "Check the head."
-            )
+    check_heads(heads, model.n_layers, model.n_heads)
     require_equal_lengths(tokens, "carrying changes along edges")
     ordered = sorted(set(heads))
     senders = [sender for sender in ordered if sender[0] < ordered[-1][0]] if ordered else []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 
 from headcodes.errors import HeadcodesError
+from headcodes.prompts.task_check import logit_difference
 from headcodes.settings import Metric
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def measure(
 ) -> Float[Tensor, " batch"]:
     """Return a metric of every row of a batch.
 
-    - ``logit-diff``: logsumexp over the right answers' logits less that over the wrong ones'.
+    - ``logit-diff``: ``prompts.task_check.logit_difference``.
     - ``prob-diff``: probability of the right answers less that of the wrong ones (Hanna et al. 2023, arXiv 2305.00586).
     - ``kl``: less KL(clean run || this run) over all tokens, in nats (Conmy et al. 2023, arXiv 2304.14997).
     - ``nll``: less the negative log-likelihood of the right answers together, in nats.
@@ -67,12 +68,21 @@ def measure_rows(
     """
     values = logits.double()
     if metric == "logit-diff":
-        return values[:, : len(right)].logsumexp(1) - values[:, len(right) :].logsumexp(1)
-    log_p = values.log_softmax(1)
+        return logit_difference(values[:, : len(right)], values[:, len(right) :])
+    return measure_log_p(metric, values.log_softmax(1), right, wrong)
+
+
+def measure_log_p(
+    metric: Metric, log_p: Float[Tensor, "row n_token"], right: Sequence[int], wrong: Sequence[int]
+) -> Float[Tensor, " row"]:
+    """Return ``measure_rows`` from the log-probabilities of all tokens."""
     if metric == "kl":
         return -(log_p[0].exp() * (log_p[0] - log_p)).sum(1)
-    log_right, log_wrong = log_p[:, list(right)].logsumexp(1), log_p[:, list(wrong)].logsumexp(1)
-    return log_right if metric == "nll" else log_right.exp() - log_wrong.exp()
+    at_right, at_wrong = log_p[:, list(right)], log_p[:, list(wrong)]
+    if metric == "logit-diff":
+        return logit_difference(at_right, at_wrong)
+    log_right = at_right.logsumexp(1)
+    return log_right if metric == "nll" else log_right.exp() - at_wrong.logsumexp(1).exp()
 
 
 def refuse_flat(metric: Metric, method: str) -> None:

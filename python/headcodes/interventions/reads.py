@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
+from headcodes.graph import Graph
 from headcodes.interventions.runs import Parts, node_bytes_per_token
 from headcodes.models.hooks import edit_input
 from headcodes.models.slots import norm_over_heads, slot_projection
@@ -31,60 +32,15 @@ def has_mlps(model: Model) -> bool:
     return model.mlp(0) is not None
 
 
-def edge_names(model: Model) -> tuple[list[str], list[str]]:
-    """Return the names of all sources and of all destinations, in the order of rows and columns everywhere here."""
-    heads = range(model.n_heads)
-    sources, destinations = ["input"], []
-    for layer in range(model.n_layers):
-        sources += [f"a{layer}.h{head}" for head in heads]
-        destinations += [f"a{layer}.h{head}<{slot}>" for slot in "qkv" for head in heads]
-        if has_mlps(model):
-            sources.append(f"m{layer}")
-            destinations.append(f"m{layer}")
-    return sources, [*destinations, "logits"]
+def graph_of(model: Model) -> Graph:
+    """Return the nodes and edges of a model."""
+    return Graph(model.n_layers, model.n_heads, has_mlps(model), model.parallel_attn_mlp)
 
 
 def edge_bytes_per_token(model: Model) -> int:
     """Estimate what one token of a pair holds while edges are scored: the graph, every source, one layer's readers."""
     n_source = 1 + model.n_layers * (model.n_heads + 1)
     return node_bytes_per_token(model) + 4 * int(model.d_model) * (n_source + 9 * model.n_heads)
-
-
-class Rows:
-    """Where sources and destinations of each layer lie."""
-
-    def __init__(self, model: Model) -> None:
-        self.n_heads, self.n_mlps = model.n_heads, int(has_mlps(model))
-        self.n_layers = model.n_layers
-        self.parallel = model.parallel_attn_mlp
-        self.n_source = 1 + self.n_layers * (self.n_heads + self.n_mlps)
-
-    def of(self, kind: str, layer: int) -> slice:
-        """Rows of one part: "input", "z" (a layer's heads) or "mlp"."""
-        return slice(0, 1) if kind == "input" else self.heads(layer) if kind == "z" else self.mlp(layer)
-
-    def heads(self, layer: int) -> slice:
-        """Rows of a layer's heads."""
-        start = 1 + layer * (self.n_heads + self.n_mlps)
-        return slice(start, start + self.n_heads)
-
-    def mlp(self, layer: int) -> slice:
-        """Row of a layer's MLP."""
-        stop = self.heads(layer).stop
-        return slice(stop, stop + 1)
-
-    def read_by_heads(self, layer: int) -> slice:
-        """Rows that a layer's heads can read."""
-        return slice(0, self.heads(layer).start)
-
-    def read_by_mlp(self, layer: int) -> slice:
-        """Rows that a layer's MLP can read: its own heads too, unless both read the same stream."""
-        heads = self.heads(layer)
-        return slice(0, heads.start if self.parallel else heads.stop)
-
-    def column(self, layer: int) -> int:
-        """First column of a layer: queries, keys, values, then the MLP; after the last layer, the logits."""
-        return layer * (3 * self.n_heads + self.n_mlps)
 
 
 class Reads:
@@ -107,7 +63,7 @@ class Reads:
                 "Use another method, or level='node'.",
             )
         self.model = model
-        self.rows = Rows(model)
+        self.graph = graph_of(model)
         names = "qkv" if slots else ""
         self.slots = [{slot: slot_projection(model, layer, slot) for slot in names} for layer in range(model.n_layers)]
         self._slot_in: dict[int, Tensor] = {}

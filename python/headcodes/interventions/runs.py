@@ -13,6 +13,7 @@ from torch import Tensor
 from headcodes.activations.packing import batch_bytes
 from headcodes.errors import HeadcodesError
 from headcodes.models.hooks import Edit, as_found, edit_input, edit_output
+from headcodes.prompts.task_check import logit_difference
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -44,9 +45,9 @@ class Batch:
     wrong: Bool[Tensor, "batch n_vocab"]
 
     def logit_diff(self, logits: Float[Tensor, "batch n_vocab"]) -> Float[Tensor, " batch"]:
-        """Logsumexp over the right answers' logits less that over the wrong ones', a row."""
-        right, wrong = self.right.to(logits.device), self.wrong.to(logits.device)
-        return logits.masked_fill(~right, -torch.inf).logsumexp(1) - logits.masked_fill(~wrong, -torch.inf).logsumexp(1)
+        """Return ``logit_difference`` of every row."""
+        chosen = (self.right.to(logits.device), self.wrong.to(logits.device))
+        return logit_difference(*(logits.masked_fill(~side, -torch.inf) for side in chosen))
 
 
 def require_equal_lengths(tokens: TokenPairs, method: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from headcodes import metrics
 from headcodes.errors import HeadcodesError
-from headcodes.graph import head_name
+from headcodes.graph import check_heads, head_name
 from headcodes.interventions.patch import answered, patch_effects
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed
 
@@ -179,7 +179,7 @@ def verify_in_order(
         HeadcodesError: no heads, or as ``causal_truth``.
     """
     if not heads:
-        raise HeadcodesError("there are heads to verify", "none with a score", "Choose another method, or prompts.")
+        raise HeadcodesError("there must be heads to verify", "none with a score", "Choose another method, or prompts.")
     chosen, clean_ld, corrupt_ld, n_answered, n_given = answered(model, tokens, pairs, known)
     n_tokens = sum(len(chosen.clean[i]) - chosen.changed_positions(i)[0] for i in range(len(chosen)))
 
@@ -244,13 +244,9 @@ def verify(
         HeadcodesError: no heads, a head that the model does not have, or as ``causal_truth``.
     """
     wanted = [(int(layer), int(head)) for layer, head in heads]
-    for layer, head in wanted:
-        if not (0 <= layer < model.n_layers and 0 <= head < model.n_heads):
-            raise HeadcodesError(
-                f"heads lie in {model.n_layers} layers of {model.n_heads}", f"{(layer, head)}", "Check the head."
-            )
+    check_heads(wanted, model.n_layers, model.n_heads)
     if not wanted:
-        raise HeadcodesError("there are heads to verify", "none", "Propose at least one.")
+        raise HeadcodesError("there must be heads to verify", "none", "Propose at least one.")
     chosen, clean_ld, corrupt_ld, n_answered, n_given = answered(model, tokens, pairs, known)
     parts = sorted(set(wanted))
     found, used = patch_effects(model, chosen, list(parts), "heads", False, False, engine, memory_bytes)

@@ -10,8 +10,8 @@ import torch
 
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Edges
-from headcodes.interventions.ablate import EdgeAblation, HeadAblation, PairAblation, edge_order
-from headcodes.interventions.reads import edge_names
+from headcodes.interventions.ablate import EdgeAblation, HeadAblation, PairAblation
+from headcodes.interventions.reads import graph_of
 from headcodes.methods.eap import pair_scores
 from headcodes.methods.findings import Findings
 from headcodes.progress import progress
@@ -63,7 +63,7 @@ def find(
     if level == "edge" and not by_edges:
         raise HeadcodesError(
             f"acdc searches edges in models of up to {MOST_EDGES} edges whose heads have keys and values of their own",
-            f"{len(edge_order(model))} edges, {model.n_heads} heads on {model.n_kv_heads} keys and values",
+            f"{graph_of(model).n_edges} edges, {model.n_heads} heads on {model.n_kv_heads} keys and values",
             "Use level='node', which searches heads, or eap for edges.",
         )
     steps = sorted(thresholds)
@@ -75,7 +75,8 @@ def find(
             findings.set_heads(torch.from_numpy(sweep(order, shape, heads.loss, steps)))
             return findings
         edges = EdgeAblation(model, tokens, ablation, loss)
-        sources, destinations = edge_names(model)
+        graph = graph_of(model)
+        sources, destinations = graph.sources, graph.destinations
         writes = {name: row for row, name in enumerate(sources)}
         # The row of the node that reads in each column; -1 for the logits, which are always wanted.
         reader = np.array([writes.get(name.split("<")[0], -1) for name in destinations])
@@ -83,12 +84,12 @@ def find(
         def is_idle(removed: Bool[Tensor, "n_source n_destination"], column: int) -> bool:
             return bool(reader[column] >= 0 and removed[reader[column], real[reader[column]]].all())
 
-        order = edge_order(model)
-        mask = np.zeros((len(sources), len(destinations)), dtype=bool)
+        order = graph.edges_from_logits()
+        mask = np.zeros(graph.shape, dtype=bool)
         mask[tuple(zip(*order, strict=True))] = True
         real = torch.from_numpy(mask)
         found = sweep(order, mask.shape, edges.loss, steps, is_idle)
-    findings.edges = Edges(sources, destinations, np.where(mask, found, np.nan))
+    findings.edges = Edges.of(graph, np.where(mask, found, np.nan))
     heads_rows = [writes[name] for name in model.components]
     findings.set_heads(torch.from_numpy(found[heads_rows].max(axis=1)))
     if level == "edge":
@@ -102,9 +103,7 @@ def _fits(model: Model) -> bool:
     facts = model.facts
     if model.n_kv_heads != model.n_heads or facts.edges is not None or facts.norms_behind or facts.norms_over_heads:
         return False
-    n_parts = model.n_heads + 1
-    n_at_most = sum(3 * model.n_heads * (1 + layer * n_parts) for layer in range(model.n_layers))
-    return n_at_most <= MOST_EDGES and len(edge_order(model)) <= MOST_EDGES
+    return graph_of(model).n_edges <= MOST_EDGES
 
 
 def sweep(

@@ -30,7 +30,7 @@ from torch import Tensor
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Edges
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
-from headcodes.interventions.reads import Reads, edge_bytes_per_token, edge_names
+from headcodes.interventions.reads import Reads, edge_bytes_per_token, graph_of
 from headcodes.interventions.runs import (
     NO_EDITS,
     POSITION_GROUPS,
@@ -104,8 +104,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
     findings.by_position = (totals.by_position / n_pairs).numpy()
     findings.other_nodes = {node: total / n_pairs for node, total in totals.others.items()}
     if totals.edges is not None:
-        sources, destinations = edge_names(model)
-        findings.edges = Edges(sources, destinations, (totals.edges / n_pairs).numpy())
+        findings.edges = Edges.of(graph_of(model), (totals.edges / n_pairs).numpy())
         findings.pair_scores = pair_scores(findings.edges, model.components)
     return findings
 
@@ -132,8 +131,7 @@ class _Totals:
         # Where each number goes that still lies on a device, and the numbers, weighed.
         self._waiting: list[tuple[Callable[[Tensor], object], Tensor]] = []
         if edges:
-            sources, destinations = edge_names(model)
-            self.edges = torch.full((len(sources), len(destinations)), torch.nan, dtype=torch.float64)
+            self.edges = torch.full(graph_of(model).shape, torch.nan, dtype=torch.float64)
 
     def add_node(self, kind: Kind, layer: int, difference: Tensor, gradient: Tensor, weight: float) -> None:
         product = difference.float() * gradient.float()
@@ -151,9 +149,9 @@ class _Totals:
 
         self._waiting.append((add, product.sum()))
 
-    def add_edges(self, rows: slice, column: int, scores: Tensor, weight: float) -> None:
+    def add_edges(self, rows: slice, columns: slice, scores: Tensor, weight: float) -> None:
         assert self.edges is not None
-        part = self.edges[rows, column : column + scores.shape[1]]
+        part = self.edges[rows, columns]
         self._waiting.append((lambda found: part.nan_to_num_(0.0).add_(found, alpha=weight), scores))
 
     def arrive(self) -> None:
@@ -238,27 +236,27 @@ class _Pass:
         differences: Parts,
         gradients: dict[tuple[str, int], Tensor],
     ) -> None:
-        rows = reads.rows
-        scored = sorted((rows.of(kind, layer).start, kind, layer) for kind, layer in self._scored(parts))
+        graph = reads.graph
+        scored = sorted((graph.rows(kind, layer).start, kind, layer) for kind, layer in self._scored(parts))
         home = self.model.device
         written = torch.cat([reads.written(kind, layer, differences).to(home) for _, kind, layer in scored])
         start = scored[0][0]
 
-        def add(readable: slice, column: int, gradient: Tensor) -> None:
+        def add(readable: slice, columns: slice, gradient: Tensor) -> None:
             stop = min(start + len(written), readable.stop)
             if start < stop:
                 scores = written[: stop - start] @ gradient.flatten(1).to(written.device).T
-                totals.add_edges(slice(start, stop), column, scores, self.weight)
+                totals.add_edges(slice(start, stop), columns, scores, self.weight)
 
-        for layer in range(rows.n_layers):
-            column = rows.column(layer)
-            if start < rows.read_by_heads(layer).stop:
+        for layer in range(graph.n_layers):
+            if start < graph.read_by_heads(layer).stop:
                 reading = reads.head_reads(layer, parts.z[layer], gradients["z", layer])
-                add(rows.read_by_heads(layer), column, reading)
-            if rows.n_mlps and start < rows.read_by_mlp(layer).stop:
+                add(graph.read_by_heads(layer), graph.columns("qkv", layer), reading)
+            if graph.has_mlps and start < graph.read_by_mlp(layer).stop:
                 reading = reads.mlp_reads(layer, gradients["reads", layer])
-                add(rows.read_by_mlp(layer), column + 3 * rows.n_heads, reading)
-        add(slice(0, rows.n_source), rows.column(rows.n_layers), gradients["logits", 0].float()[None])
+                add(graph.read_by_mlp(layer), graph.columns("mlp", layer), reading)
+        logits = graph.columns("logits", graph.n_layers)
+        add(slice(0, graph.n_source), logits, gradients["logits", 0].float()[None])
 
 
 def _differences(clean: Parts, corrupt: Parts, at: Tensor | None) -> Parts:

@@ -18,6 +18,7 @@ from headcodes.prompts.chat import render_chat
 from headcodes.prompts.negatives import Corrupt, make_negatives
 from headcodes.prompts.pairs import PromptPairs
 from headcodes.prompts.rows import Reading, RowError, settle
+from headcodes.prompts.task_check import logit_difference
 from headcodes.prompts.tokens import TokenPairs, continuation_ids, n_shared, tokenize
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ def whole_answer_differences(model: Model, tokens: TokenPairs) -> Float[np.ndarr
     for row, log_p in _log_probabilities(model, rows, places):
         likely.setdefault(owners[row], []).append(log_p)
     for index in range(len(tokens)):
-        ours, theirs = (torch.stack(likely[index, side]).logsumexp(0) for side in (True, False))
-        found[index] = float(ours - theirs)
+        found[index] = float(logit_difference(*(torch.stack(likely[index, side]) for side in (True, False))))
     return found
 
 
@@ -163,11 +163,8 @@ def _changed(model: Model, tokens: TokenPairs, skip_bad: bool) -> TokenPairs:
     """Refuse pairs whose made negative gets the answer of its clean prompt."""
     n, better = len(tokens), np.zeros(2 * len(tokens))
     for row, logits in _last_logits(model, tokens.clean + tokens.corrupt):
-        sides = (
-            logits[side].double().logsumexp(0) for side in (tokens.answers[row % n], tokens.wrong_answers[row % n])
-        )
-        right, wrong = sides
-        better[row] = float(right - wrong)
+        sides = (logits[side].double() for side in (tokens.answers[row % n], tokens.wrong_answers[row % n]))
+        better[row] = float(logit_difference(*sides))
     same = np.flatnonzero((better[:n] > 0) & (better[n:] > 0))
     faults = []
     for index in same.tolist():

@@ -63,9 +63,18 @@ class TaskCheck:
         }
 
 
+def logit_difference(
+    right: Float[Tensor, "*prompt n_right"], wrong: Float[Tensor, "*prompt n_wrong"]
+) -> Float[Tensor, "*prompt"]:
+    """Return logsumexp over the right answers' logits less logsumexp over the wrong ones': log-odds of the two sets.
+
+    Logits of -inf leave an answer out; log-probabilities give the same difference.
+    """
+    return right.logsumexp(-1) - wrong.logsumexp(-1)
+
+
 def logit_differences(tokens: TokenPairs, logits: Sequence[Tensor]) -> Float[np.ndarray, " n_pairs"]:
-    """Return, in float64, logsumexp over the right answers' logits less logsumexp over the wrong ones', a
-    prompt.
+    """Return ``logit_difference`` of every prompt, in float64.
 
     Args:
         tokens: the prompt pairs.
@@ -85,7 +94,7 @@ def logit_differences(tokens: TokenPairs, logits: Sequence[Tensor]) -> Float[np.
     # Prompts with equally many answers at once.
     for (n_right, _), rows in alike.items():
         scores = torch.stack([logits[i].detach() for i in rows]).cpu().double()
-        differences[rows] = (scores[:, :n_right].logsumexp(1) - scores[:, n_right:].logsumexp(1)).numpy()
+        differences[rows] = logit_difference(scores[:, :n_right], scores[:, n_right:]).numpy()
     return differences
 
 

@@ -14,8 +14,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.evaluation import areas
 from headcodes.evaluation import faithfulness as faith
 from headcodes.graph import Edges
-from headcodes.interventions.ablate import edge_order
-from headcodes.interventions.reads import edge_bytes_per_token, edge_names
+from headcodes.interventions.reads import edge_bytes_per_token, graph_of
 from headcodes.models.model import Model
 from headcodes.prompts.tokens import TokenPairs
 from peers.spelled_out import SpelledOut
@@ -190,9 +189,10 @@ def test_head_areas_are_those_of_the_runs(tiny_model: Any) -> None:
 def test_edge_areas_are_those_of_models_spelled_out(tiny_model: Any, family: str) -> None:
     model = tiny_model(family)
     tokens = token_pairs()
-    sources, destinations = edge_names(model)
-    scores = np.full((len(sources), len(destinations)), np.nan)
-    real = edge_order(model)
+    graph = graph_of(model)
+    sources, destinations = graph.sources, graph.destinations
+    scores = np.full(graph.shape, np.nan)
+    real = graph.edges_from_logits()
     scores[tuple(zip(*real, strict=True))] = np.random.default_rng(4).normal(size=len(real))
     shares = (0.05, 0.6, 1.0)
     found = areas.edge_cpr_cmd(model, tokens, Edges(sources, destinations, scores), shares=shares)
@@ -235,13 +235,14 @@ def test_the_edges_of_a_planted_circuit_are_enough_and_all(name: str) -> None:
 
     made = planted.load(name)
     tokens = tokenize(made.task.build(made.model.tokenizer, 6), made.model.tokenizer)
-    sources, destinations = edge_names(made.model)
+    graph = graph_of(made.model)
+    sources, destinations = graph.sources, graph.destinations
     heads = [head_name(*head) for head in made.truth.heads]
     planted_edges = {(head_name(*a), f"{head_name(*b)}<{slot}>") for a, b in made.truth.pairs for slot in "qkv"}
     planted_edges |= {("input", f"{head}<{slot}>") for head in heads for slot in "qkv"}
     planted_edges |= {(source, "logits") for source in ["input", *heads]}
-    real = edge_order(made.model)
-    scores = np.full((len(sources), len(destinations)), np.nan)
+    real = list(graph.edges())
+    scores = np.full(graph.shape, np.nan)
     for i, j in real:
         scores[i, j] = float((sources[i], destinations[j]) in planted_edges)
     shares = ((len(planted_edges) + 0.5) / len(real), 1.0)
@@ -281,16 +282,16 @@ def test_what_cannot_be_asked(tiny_model: Any) -> None:
         faith.behaviour(model, tokens, np.ones((1, 4, 3)))
     with pytest.raises(HeadcodesError, match="heads must lie"):
         faith.faithfulness(model, tokens, [(3, 0)])
-    sources, destinations = edge_names(model)
-    unscored = Edges(sources, destinations, np.full((len(sources), len(destinations)), np.nan))
+    graph = graph_of(model)
+    unscored = Edges.of(graph, np.full(graph.shape, np.nan))
     with pytest.raises(HeadcodesError, match="finite score"):
         areas.edge_cpr_cmd(model, tokens, unscored)
     with pytest.raises(HeadcodesError, match="another graph"):
-        areas.edge_cpr_cmd(model, tokens, Edges(sources[1:], destinations, unscored.scores[1:]))
+        areas.edge_cpr_cmd(model, tokens, Edges(graph.sources[1:], graph.destinations, unscored.scores[1:]))
     other = tiny_model("gemma2")
-    graph = Edges(*edge_names(other), np.zeros([len(names) for names in edge_names(other)]))
+    scores = Edges.of(graph_of(other), np.zeros(graph_of(other).shape))
     with pytest.raises(HeadcodesError, match="norms what its parts write"):
-        areas.edge_cpr_cmd(other, tokens, graph)
+        areas.edge_cpr_cmd(other, tokens, scores)
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from torch import Tensor
 import made_pairs
 from headcodes import methods
 from headcodes.errors import HeadcodesError
-from headcodes.interventions.ablate import EdgeAblation, HeadAblation, edge_order
-from headcodes.interventions.reads import edge_names
+from headcodes.interventions.ablate import EdgeAblation, HeadAblation
+from headcodes.interventions.reads import graph_of
 from headcodes.methods import acdc, sp
 from headcodes.methods.inputs import Inputs
 from headcodes.models import planted
@@ -30,12 +30,13 @@ def test_cut_edges_are_sums_spelled_out(tiny_model: Any, attention_only: Any, ti
     model: Model = attention_only(tiny_tokenizer) if family == "transformer-lens" else tiny_model(family)
     tokens = token_pairs()
     plain = SpelledOut(model, family)
-    sources, destinations = edge_names(model)
-    order = edge_order(model)
+    graph = graph_of(model)
+    sources, destinations = graph.sources, graph.destinations
+    order = graph.edges_from_logits()
     draw = np.random.default_rng(0)
     for share in (0.0, 0.05, 0.5, 1.0):
         chosen = [edge for edge in order if draw.random() < share]
-        removed = torch.zeros(len(sources), len(destinations), dtype=torch.bool)
+        removed = torch.zeros(graph.shape, dtype=torch.bool)
         for edge in chosen:
             removed[edge] = True
         gone = {(sources[i], destinations[j]) for i, j in chosen}
@@ -64,13 +65,13 @@ def test_cut_edges_are_sums_spelled_out(tiny_model: Any, attention_only: Any, ti
 
 def test_ablating_a_head_is_cutting_all_its_edges(tiny_model: Any) -> None:
     model, tokens = tiny_model("gpt2"), token_pairs()
-    sources, destinations = edge_names(model)
+    graph = graph_of(model)
     for ablation in ("resample", "zero"):
-        removed = torch.zeros(len(sources), len(destinations), dtype=torch.bool)
+        removed = torch.zeros(graph.shape, dtype=torch.bool)
         heads = torch.zeros(3, 4, dtype=torch.bool)
         for layer, head in ((0, 1), (1, 3)):
             heads[layer, head] = True
-            removed[sources.index(f"a{layer}.h{head}")] = True
+            removed[graph.sources.index(f"a{layer}.h{head}")] = True
         by_edges = EdgeAblation(model, tokens, ablation, "kl").loss(removed)
         assert by_edges > 1e-3
         assert HeadAblation(model, tokens, ablation, "kl").loss(heads) == pytest.approx(by_edges, rel=1e-3)
