@@ -117,35 +117,37 @@ def check_request(
     """
     chosen = methods.get(method)
     if metric is not None and metric not in METRICS:
-        raise HeadcodesError(f"a metric is one of {', '.join(METRICS)}", repr(metric), "Leave it at the method's own.")
+        raise HeadcodesError(
+            f"a metric must be one of {', '.join(METRICS)}", repr(metric), "Leave it at the method's own."
+        )
     if metric is not None and chosen.metric is None:
         others = ", ".join(name for name, other in methods.METHODS.items() if other.metric)
         raise HeadcodesError(
-            "a metric can be chosen for methods that work with one",
+            "a method whose metric is chosen must work with one",
             f"metric= with {method!r}",
             f"Use one of: {others}.",
         )
     if components not in ("heads", "heads+mlps"):
-        raise HeadcodesError("components is heads or heads+mlps", repr(components), "Choose one of them.")
+        raise HeadcodesError("components must be heads or heads+mlps", repr(components), "Choose one of them.")
     if components == "heads+mlps" and (method not in methods.WITH_MLPS or verify not in (None, "auto")):
         patched = f" and verify={verify}" if verify not in (None, "auto") else ""
         raise HeadcodesError(
-            "MLPs can be in the circuit of methods that score them, where no heads are patched afterwards",
+            "a circuit with MLPs must come from a method that scores them, with no heads patched afterwards",
             f"heads+mlps with {method!r}{patched}",
             f"Use one of: {', '.join(methods.WITH_MLPS)}; patching has exact effects of both.",
         )
     if positions != "mean" and method in methods.EVERYWHERE:
         raise HeadcodesError(
-            "positions can be chosen for methods that look at some",
+            "a method whose positions are chosen must look at some",
             f"{positions if isinstance(positions, str) else 'a list'} with {method!r}",
             f"All but {', '.join(methods.EVERYWHERE)} do.",
         )
     if fdr is not None and not 0 < fdr <= 1:
-        raise HeadcodesError("fdr lies in (0, 1]", str(fdr), "0.05 is usual.")
+        raise HeadcodesError("fdr must lie in (0, 1]", str(fdr), "0.05 is usual.")
     if fdr is not None and not chosen.permutable:
         others = ", ".join(name for name, other in methods.METHODS.items() if other.permutable)
         raise HeadcodesError(
-            "only counts of codes can be tested by permutation", f"fdr= with {method!r}", f"Use one of: {others}."
+            "a method tested by permutation must count codes", f"fdr= with {method!r}", f"Use one of: {others}."
         )
     if verify is not None and verify != "auto" and not (isinstance(verify, int) and verify >= 1):
         raise HeadcodesError(
@@ -155,7 +157,7 @@ def check_request(
         check_seeds(seeds)
         if fdr is not None:
             raise HeadcodesError(
-                "a permutation test is of one seed's codes", f"fdr={fdr} with {len(seeds)} seeds", "Leave one out."
+                "a permutation test must be of one seed's codes", f"fdr={fdr} with {len(seeds)} seeds", "Leave one out."
             )
 
 
@@ -271,7 +273,7 @@ def _permutation_tests(
     positive, negative, dead = findings.counted
     if not len(positive):
         raise HeadcodesError(
-            "a permutation test needs pairs that did not train the autoencoder",
+            "there must be pairs for the permutation test that did not train the autoencoder",
             f"n_train={inputs.settings.n_train} with {len(inputs.tokens)} pairs",
             "Give more pairs, or train on fewer prompts.",
         )

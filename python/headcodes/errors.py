@@ -25,5 +25,14 @@ class HeadcodesError(ValueError):
         return type(self), (self.must, self.got, self.mend)
 
 
+def missing_package(package: str, purpose: str, requirement: str | None = None) -> HeadcodesError:
+    """Return the error for an optional package that is not installed: what it is for, and what pip installs it by."""
+    return HeadcodesError(
+        f"the package {package} must be installed for {purpose}",
+        "an installation without it",
+        f"pip install {requirement or package}",
+    )
+
+
 class HeadcodesWarning(UserWarning):
     """A result that stands, with something about it that a reader must know."""

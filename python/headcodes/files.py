@@ -78,7 +78,7 @@ def target_of(path: Path | str) -> Path:
         ) from error
     if not stat.S_ISREG(mode):
         got = "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"
-        raise HeadcodesError("a file can only replace a regular file", f"{path}, which is {got}", "Name a file.")
+        raise HeadcodesError("what a file replaces must be a regular file", f"{path}, which is {got}", "Name a file.")
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 

@@ -59,7 +59,7 @@ def stage(name: str, *, n_layers: int, n_heads: int, parallel_attn_mlp: bool = F
         if layer < n_layers and head < n_heads:
             return 2 * layer + 1 + (match[3] is not None and not parallel_attn_mlp)
     raise HeadcodesError(
-        f"a node is input, a<layer>.h<head>, m<layer> or logits, in {n_layers} layers of {n_heads} heads",
+        f"a node must be input, a<layer>.h<head>, m<layer> or logits, in {n_layers} layers of {n_heads} heads",
         repr(name),
         "Check the name, and that the circuit belongs to this model.",
     )

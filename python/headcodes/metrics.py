@@ -153,7 +153,7 @@ def at_k(scores: ArrayLike, labels: ArrayLike, k: int) -> AtCut:
     """
     flat, truth = _checked(scores, labels)
     if not 1 <= k <= len(flat):
-        raise HeadcodesError(f"k is between 1 and {len(flat)}", str(k), "Take fewer heads.")
+        raise HeadcodesError(f"k must be between 1 and {len(flat)}", str(k), "Take fewer heads.")
     cut = np.partition(flat, len(flat) - k)[len(flat) - k]
     above, tied = flat > cut, flat == cut
     places = k - int(above.sum())
@@ -172,13 +172,13 @@ def pair_auc(pair_scores: ArrayLike, pair_labels: ArrayLike, n_heads: int) -> fl
     scores, labels = np.asarray(pair_scores, dtype=np.float64), np.asarray(pair_labels, dtype=bool)
     if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or scores.shape[0] % n_heads:
         raise HeadcodesError(
-            f"pair scores are a square matrix over whole layers of {n_heads} heads",
+            f"pair scores must be a square matrix over whole layers of {n_heads} heads",
             f"shape {scores.shape}",
             "Give one row and one column a head.",
         )
     if labels.shape != scores.shape:
         raise HeadcodesError(
-            "pair labels have the shape of the scores", f"{labels.shape} for {scores.shape}", "Use one model."
+            "pair labels must have the shape of the scores", f"{labels.shape} for {scores.shape}", "Use one model."
         )
     layer = np.arange(len(scores)) // n_heads
     forward = layer[:, None] < layer[None, :]
@@ -203,7 +203,7 @@ def spearman(scores: ArrayLike, effects: ArrayLike) -> float:
     x = np.asarray(scores, dtype=np.float64).ravel()
     y = np.abs(np.asarray(effects, dtype=np.float64)).ravel()
     if x.shape != y.shape:
-        raise HeadcodesError("scores and effects are equally many", f"{x.size} and {y.size}", "Use one model.")
+        raise HeadcodesError("scores and effects must be equally many", f"{x.size} and {y.size}", "Use one model.")
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan
     from scipy.stats import spearmanr
@@ -219,7 +219,7 @@ def largest(effects: ArrayLike, k: int) -> Bool[np.ndarray, "*shape"]:
     """
     size = np.abs(np.asarray(effects, dtype=np.float64))
     if not 1 <= k < size.size:
-        raise HeadcodesError(f"k is between 1 and {size.size - 1}", str(k), "Take fewer heads.")
+        raise HeadcodesError(f"k must be between 1 and {size.size - 1}", str(k), "Take fewer heads.")
     labels = np.zeros(size.size, dtype=bool)
     labels[np.argsort(-size.ravel(), kind="stable")[:k]] = True
     return labels.reshape(size.shape)
@@ -289,16 +289,16 @@ def _checked(scores: ArrayLike, labels: ArrayLike) -> tuple[Float[np.ndarray, " 
     truth = np.asarray(labels)
     if flat.shape != truth.shape:
         raise HeadcodesError(
-            "scores and labels have one shape", f"{flat.shape} and {truth.shape}", "Use one model for both."
+            "scores and labels must have one shape", f"{flat.shape} and {truth.shape}", "Use one model for both."
         )
     if not np.all(np.isfinite(flat)):
         raise HeadcodesError(
-            "every score is finite", f"{int((~np.isfinite(flat)).sum())} that are not", "Score every head."
+            "every score must be finite", f"{int((~np.isfinite(flat)).sum())} that are not", "Score every head."
         )
     truth = truth.astype(bool).ravel()
     if truth.all() or not truth.any():
         raise HeadcodesError(
-            "labels have heads in the circuit and heads outside it",
+            "labels must have heads in the circuit and heads outside it",
             f"{int(truth.sum())} of {truth.size} in it",
             "Choose another truth or another number of heads.",
         )

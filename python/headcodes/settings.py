@@ -157,7 +157,7 @@ def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
         found = ()
     if not found or min(found) < 0 or max(found) >= 2**63 or len(set(found)) < len(found):
         raise HeadcodesError(
-            "seeds are whole numbers from 0 up, at least one, and none of them twice",
+            "seeds must be whole numbers from 0 up, at least one, and none of them twice",
             repr(seeds),
             "Write seeds=range(10).",
         )

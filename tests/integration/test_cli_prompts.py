@@ -101,7 +101,7 @@ def test_evaluate_and_scan_take_the_same_file(run: Run, folder: Path, table: Pat
     ("arguments", "said"),
     [
         (["--columns", "clean=x"], "belong to --prompts"),
-        (["--system", "x"], "--system belongs to --chat"),
+        (["--system", "x"], "--system must go with --chat"),
         (["--prompts", "nowhere.csv"], "there to be read"),
         (["--prompts", "{table}", "--columns", "clean=x"], "'x'"),
         (["--prompts", "{table}", "--columns", "x"], "roles are clean"),

@@ -333,7 +333,7 @@ def test_a_full_disk_ends_the_scan_and_keeps_its_cells(
         patch.setattr(os, "fsync", fsync)
         status, _, err = run(*PLANTED, "--store", tmp_path / "store")
     assert status == 2
-    assert err.splitlines()[-1].startswith("headcodes: the store of a scan can be written; got")
+    assert err.splitlines()[-1].startswith("headcodes: the store of a scan must be writable; got")
     assert "No space left on device" in err
     assert len(results(tmp_path / "store")) == 2
     assert run(*PLANTED, "--store", tmp_path / "store")[0] == 0

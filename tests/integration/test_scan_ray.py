@@ -124,7 +124,7 @@ def test_a_cluster_that_loses_its_workers_gives_the_same_rows(cluster: Any, undi
 
 
 def test_no_room_and_no_cluster_are_one_message(cluster: Any, tmp_path: Path) -> None:
-    with pytest.raises(HeadcodesError, match=r"a machine of the cluster has CPU 3; got CPU 1; CPU 2\."):
+    with pytest.raises(HeadcodesError, match=r"a machine of the cluster must have CPU 3; got CPU 1; CPU 2\."):
         list(scan(replace(PLAN, threads=3), tmp_path, engine="ray", address=cluster.address))
     assert load_store(tmp_path).num_rows == 0
 

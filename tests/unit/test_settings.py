@@ -108,7 +108,7 @@ def test_seeds_of_any_sequence() -> None:
 
 @pytest.mark.parametrize("seeds", [[], range(0), [-1, 0], [1, 2, 1], [0.5], ["1"], "0-9", 3, None, [2**63]])
 def test_seeds_that_are_none(seeds: Any) -> None:
-    with pytest.raises(HeadcodesError, match="seeds are whole numbers"):
+    with pytest.raises(HeadcodesError, match="seeds must be whole numbers"):
         check_seeds(seeds)
 
 

@@ -47,7 +47,7 @@ def from_prune_scores(scores: Mapping[str, Any], circuit: Circuit) -> Circuit:
         values = np.asarray(scores.get(name, ()), dtype=np.float64)
         if values.size != len(readers) * len(before):
             raise HeadcodesError(
-                f"prune scores have {len(readers)} x {len(before)} numbers at {name}",
+                f"prune scores must have {len(readers)} x {len(before)} numbers at {name}",
                 f"shape {values.shape}",
                 "Give the scores of this very model.",
             )

@@ -70,7 +70,7 @@ class Circuit:
     def __post_init__(self) -> None:
         if not (0 < self.n_layers <= _MOST and 0 < self.n_heads <= _MOST):
             raise HeadcodesError(
-                f"a circuit is of a model of 1 to {_MOST:,} layers of 1 to {_MOST:,} heads",
+                f"a circuit must be of a model of 1 to {_MOST:,} layers of 1 to {_MOST:,} heads",
                 f"{self.n_layers} layers of {self.n_heads} heads"[:120],
                 "Check n_layers and n_heads.",
             )
@@ -84,17 +84,17 @@ class Circuit:
                     stages[name] = self._stage(name)
             if stages[source] >= stages[target] or (slot and parse_head(target) is None):
                 raise HeadcodesError(
-                    "an edge goes from a node to one that reads later, and only heads have slots q, k and v",
+                    "an edge must go from a node to one that reads later, and only heads have slots q, k and v",
                     f"{source}->{destination}",
                     "Turn the edge round or leave it out.",
                 )
         for kind, names in (("node", self.nodes), ("edge", self.edges)):
             if len(set(names)) != len(names):
                 twice = next(name for name in names if names.count(name) > 1)
-                raise HeadcodesError(f"every {kind} is named once", f"{twice!r} twice", "Leave one out.")
+                raise HeadcodesError(f"every {kind} must be named once", f"{twice!r} twice", "Leave one out.")
         for what, score in (*self.node_scores.items(), *self.edge_scores.items()):
             if not math.isfinite(score):
-                raise HeadcodesError("every score is finite", f"{score} for {what}", "Leave unscored parts out.")
+                raise HeadcodesError("every score must be finite", f"{score} for {what}", "Leave unscored parts out.")
 
     def _stage(self, name: str) -> int:
         return stage(name, n_layers=self.n_layers, n_heads=self.n_heads, parallel_attn_mlp=self.parallel_attn_mlp)
@@ -130,12 +130,12 @@ class Circuit:
         scores = np.asarray(head_scores, dtype=np.float64)
         if scores.ndim != 2 or scores.size == 0:
             raise HeadcodesError(
-                "head_scores is a matrix [n_layers, n_heads]",
+                "head_scores must be a matrix [n_layers, n_heads]",
                 f"shape {scores.shape}",
                 "Reshape it, layer-major.",
             )
         if top < 1:
-            raise HeadcodesError("top is 1 or more", str(top), "Ask for at least one head.")
+            raise HeadcodesError("top must be 1 or more", str(top), "Ask for at least one head.")
         n_layers, n_heads = scores.shape
         flat = scores.ravel()
         order = np.argsort(-flat, kind="stable")
@@ -147,7 +147,7 @@ class Circuit:
             pairs = np.asarray(pair_scores, dtype=np.float64)
             if pairs.shape != (flat.size, flat.size):
                 raise HeadcodesError(
-                    f"pair_scores is a matrix [{flat.size}, {flat.size}], as many rows as heads",
+                    f"pair_scores must be a matrix [{flat.size}, {flat.size}], as many rows as heads",
                     f"shape {pairs.shape}",
                     "Give the scores of all pairs.",
                 )
@@ -262,7 +262,7 @@ class Circuit:
         if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("kind") != "circuit":
             got = f"schema {data.get('schema')!r}, kind {data.get('kind')!r}" if isinstance(data, dict) else "no object"
             raise HeadcodesError(
-                f"a circuit file is a JSON object with schema {SCHEMA} and kind 'circuit'",
+                f"a circuit file must be a JSON object with schema {SCHEMA} and kind 'circuit'",
                 got,
                 "Give a circuit.json that headcodes wrote; headcodes export reads other tools' files.",
             )
@@ -303,7 +303,7 @@ class Circuit:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise HeadcodesError(
-                "a circuit file follows the schema of docs/circuit-json.md",
+                "a circuit file must follow the schema of docs/circuit-json.md",
                 reason_of(error),
                 "Mend the file, or write it again.",
             ) from error

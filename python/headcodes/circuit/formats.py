@@ -28,7 +28,7 @@ import numpy as np
 from headcodes.circuit.auto_circuit import write_prune_scores
 from headcodes.circuit.circuit import Circuit
 from headcodes.circuit.mib import from_mib, write_mib
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, missing_package
 from headcodes.files import atomic_write, read_json, reading
 from headcodes.graph import parse_head, split_slot
 
@@ -48,9 +48,7 @@ def to_networkx(circuit: Circuit) -> Any:
     try:
         import networkx
     except ImportError as error:
-        raise HeadcodesError(
-            "a NetworkX graph needs the package networkx", "an installation without it", "pip install networkx"
-        ) from error
+        raise missing_package("networkx", "a NetworkX graph") from error
     graph = networkx.DiGraph(model=circuit.model, task=circuit.task, method=circuit.method)
 
     def add(name: str) -> None:
@@ -102,7 +100,7 @@ def export(circuit: Circuit, form: str, path: Path | str) -> None:
         HeadcodesError: another form, or what the form itself demands.
     """
     if form not in FORMATS:
-        raise HeadcodesError(f"a form is one of {', '.join(FORMATS)}", repr(form), "Choose one of them.")
+        raise HeadcodesError(f"a form must be one of {', '.join(FORMATS)}", repr(form), "Choose one of them.")
     FORMATS[form](circuit, path)
 
 

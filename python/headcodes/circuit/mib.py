@@ -41,7 +41,7 @@ def check_n_edges(circuit: Circuit) -> None:
     n_edges = mib_graph(circuit).n_edges
     if n_edges > _MOST_EDGES:
         raise HeadcodesError(
-            f"a graph with an edge for every reader and writer is written up to {_MOST_EDGES:,} edges",
+            f"a graph with an edge for every reader and writer must have at most {_MOST_EDGES:,} edges",
             f"{n_edges:,}, of {circuit.n_layers} layers of {circuit.n_heads} heads",
             "Export it as circuit or graphml.",
         )
@@ -55,7 +55,7 @@ def to_mib(circuit: Circuit) -> dict[str, Any]:
     """
     if circuit.d_model is None:
         raise HeadcodesError(
-            "MIB's graphs carry the width of the residual stream",
+            "MIB's graphs must carry the width of the residual stream",
             "a circuit without d_model",
             "Set d_model in circuit.json.",
         )
@@ -119,7 +119,7 @@ def from_mib(data: Any, *, model: str = "", task: str = "", method: str = "") ->
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise HeadcodesError(
-            "a MIB graph is an object with cfg, nodes and edges",
+            "a MIB graph must be an object with cfg, nodes and edges",
             reason_of(error),
             "Give the file that Graph.to_json of EAP-IG wrote.",
         ) from error

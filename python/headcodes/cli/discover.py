@@ -100,9 +100,9 @@ def discover(
     from headcodes.store.folders import check_run_folder
 
     if task is not None and prompts is not None:
-        raise HeadcodesError("either --task or --prompts is given", "both", "Leave one out.")
+        raise HeadcodesError("only one of --task and --prompts must be given", "both", "Leave one out.")
     if prompts is not None and negative is not None:
-        raise HeadcodesError("--negative belongs to a task", "it together with --prompts", "Leave one out.")
+        raise HeadcodesError("--negative must go with a task", "it together with --prompts", "Leave one out.")
     of_method = parse_seeds(seeds) if seeds is not None else None
     heads = parse_verify(verify)
     discovery.check_request(method, fdr, heads, of_method, metric, positions, components)

@@ -77,7 +77,7 @@ def evaluate(
         check_writable(out)
     judged = load_circuit(circuit)
     if prompts is not None and task is not None:
-        raise HeadcodesError("either --task or --prompts is given", "both", "Leave one out.")
+        raise HeadcodesError("only one of --task and --prompts must be given", "both", "Leave one out.")
     if not (model or judged.model):
         raise HeadcodesError("the model of the circuit must be known", "a file that names none", "Give --model.")
     if not (prompts or task or judged.task):

@@ -51,7 +51,7 @@ class Asked:
     def __post_init__(self) -> None:
         if self.prompts is None and (self.columns or self.skip_bad or self.corrupt or self.leading_space != "auto"):
             raise HeadcodesError(
-                "--columns, --skip-bad, --corrupt and --leading-space belong to --prompts",
+                "--columns, --skip-bad, --corrupt and --leading-space must go with --prompts",
                 "one of them without it",
                 "Give --prompts, or leave them out.",
             )
@@ -64,7 +64,7 @@ class Asked:
                 "Choose one of them.",
             )
         if self.system is not None and not self.chat:
-            raise HeadcodesError("--system belongs to --chat", "it alone", "Give --chat too.")
+            raise HeadcodesError("--system must go with --chat", "it alone", "Give --chat too.")
 
     def read(self) -> PromptPairs | None:
         """Return the pairs of the file; None where a task was asked for."""

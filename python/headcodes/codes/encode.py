@@ -88,7 +88,7 @@ def encode(
         warnings.warn(f"encoding runs in torch, more slowly than in Triton: {reason}", HeadcodesWarning, stacklevel=2)
     if precision == "tf32" and chosen == "torch":
         raise HeadcodesError(
-            "precision 'tf32' needs the triton backend", f"backend {chosen!r}", "Use 'fp32' or 'bf16'."
+            "precision 'tf32' must have the triton backend", f"backend {chosen!r}", "Use 'fp32' or 'bf16'."
         )
 
     n_prompt, n_component, d_head = z.shape
@@ -156,7 +156,9 @@ def _why_not_triton(device: torch.device) -> str | None:
 
 def _check_shapes(z: Tensor, W_O: Tensor, saes: Sequence[SparseAutoencoder]) -> None:
     if not saes:
-        raise HeadcodesError("encode needs at least one autoencoder", "an empty list", "Train one first.")
+        raise HeadcodesError(
+            "there must be at least one autoencoder to encode with", "an empty list", "Train one first."
+        )
     if z.ndim != 3 or not z.is_floating_point():
         raise HeadcodesError(
             "z must be a float tensor [n_prompt, n_component, d_head]",

@@ -129,7 +129,9 @@ def run_speed() -> int:
     bench = Path(__file__).resolve().parents[3] / "bench"
     if not (bench / "peers").is_dir():
         raise HeadcodesError(
-            "the speed suite needs a source checkout", f"no benchmarks at {bench}", "Clone the repository: make bench."
+            "the speed suite must have a source checkout",
+            f"no benchmarks at {bench}",
+            "Clone the repository: make bench.",
         )
     command = [sys.executable, "-m", "pytest", str(bench), "--benchmark-enable", "--benchmark-only"]
     return subprocess.run([*command, "-o", "python_files=test_*.py"], cwd=bench.parent, check=False).returncode

@@ -100,7 +100,7 @@ def confirm_edges(inputs: Inputs, verification: Verification, seed: int) -> Path
     model, heads = inputs.model, verification.confirmed()
     if any(part.is_meta for part in model.module.parameters()):
         raise HeadcodesError(
-            "edges are proposed by a backward pass, which needs all weights in memory",
+            "all weights must be in memory for the backward pass that proposes edges",
             "offloaded weights",
             "Free memory.",
         )

@@ -80,7 +80,7 @@ def diff(a: Circuit, b: Circuit) -> Difference:
     """
     if (a.n_layers, a.n_heads) != (b.n_layers, b.n_heads):
         raise HeadcodesError(
-            "two circuits to compare belong to models of one shape",
+            "two circuits to compare must belong to models of one shape",
             f"{a.n_layers} x {a.n_heads} and {b.n_layers} x {b.n_heads} heads",
             "Compare circuits of one model.",
         )

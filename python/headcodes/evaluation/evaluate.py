@@ -72,7 +72,7 @@ def evaluate_circuit(
     notes: list[str] = []
     if model is not None and (model.n_layers, model.n_heads) != (circuit.n_layers, circuit.n_heads):
         raise HeadcodesError(
-            f"the circuit fits the model of {model.n_layers} layers x {model.n_heads} heads",
+            f"the circuit must fit the model of {model.n_layers} layers x {model.n_heads} heads",
             f"a circuit of {circuit.n_layers} x {circuit.n_heads}",
             "Name the model that the circuit was found in.",
         )
@@ -86,8 +86,8 @@ def evaluate_circuit(
         labels = judge.labels(top) if isinstance(judge, CausalTruth) else judge.labels
         if labels.shape != scores.shape:
             raise HeadcodesError(
-                f"the truth is about a model of {labels.shape[0]} layers x {labels.shape[1]} heads",
-                f"a circuit of {scores.shape[0]} x {scores.shape[1]}",
+                f"the truth must be about a model of {scores.shape[0]} layers x {scores.shape[1]} heads, the circuit's",
+                f"one about {labels.shape[0]} x {labels.shape[1]}",
                 "Choose a truth of this model, or 'causal'.",
             )
         about = _about(judge, labels)
@@ -156,7 +156,7 @@ def _truth(
 ) -> GroundTruth | CausalTruth | None:
     if components != "heads" and truth not in ("causal", "paths"):
         raise HeadcodesError(
-            "only the causal truth can be made of MLPs too", f"{components} with another truth", "Ask for one of them."
+            "a truth about MLPs too must be the causal one", f"{components} with another truth", "Ask for one of them."
         )
     if not isinstance(truth, str):
         return truth
@@ -164,7 +164,7 @@ def _truth(
         return truths.get(task or circuit.task, truth)
     if model is None or tokens is None:
         raise HeadcodesError(
-            "the causal truth is made by running the model on prompts",
+            "the causal truth must have a model and prompts to be made from",
             "no model" if model is None else "no prompts",
             "Give both, or name a published truth.",
         )

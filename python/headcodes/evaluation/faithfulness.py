@@ -195,7 +195,7 @@ def behaviour(
         mean = (z * (lengths / lengths.sum())[:, None, None]).sum(0)
         instead = mean.view(model.n_layers, model.n_heads, model.d_head)
     elif ablation != "resample":
-        raise HeadcodesError("ablation is zero, mean or resample", repr(ablation), "Choose one of them.")
+        raise HeadcodesError("ablation must be zero, mean or resample", repr(ablation), "Choose one of them.")
     shape = (len(tokens), 2 + len(mask))
     measures = {name: np.empty(shape) for name in ("logit_diff", "prob_diff", "kl", "correct", "top1")}
 

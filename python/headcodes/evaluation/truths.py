@@ -138,7 +138,7 @@ def get(task: str, name: str) -> GroundTruth:
             return truth
     known = ", ".join(known for _, known in names(task)) or "none"
     raise HeadcodesError(
-        f"a published truth of task {task!r} is one of: {known}",
+        f"a published truth of task {task!r} must be one of: {known}",
         repr(name),
         "Name one of these, or ask for the causal truth of your own model with 'causal'.",
     )

@@ -147,13 +147,13 @@ class EdgeAblation(HeadAblation):
     def __init__(self, model: Model, tokens: TokenPairs, ablation: PairAblation, loss: Metric) -> None:
         if model.n_kv_heads != model.n_heads and not hasattr(model.attention(0), _GROUPS):
             raise HeadcodesError(
-                "edges can be cut where every head has, or can be given, keys and values of its own",
+                "heads whose edges are cut must have, or be given, keys and values of their own",
                 f"{model.n_heads} heads on {model.n_kv_heads} keys and values",
                 "Use level='node', or eap for edges.",
             )
         if model.facts.norms_over_heads:
             raise HeadcodesError(
-                "edges can be cut where a head's query and key are its own",
+                "heads whose edges are cut must have a query and key of their own",
                 f"{model!r}, which norms those of all heads together",
                 "Use level='node', or eap for edges.",
             )
@@ -169,7 +169,7 @@ class EdgeAblation(HeadAblation):
                 for kind in ("z", "mlp") if self.graph.has_mlps else ("z",):
                     if reads.norm_behind(kind, layer)[0] is not None:
                         raise HeadcodesError(
-                            "edges can only be cut where parts add up in the residual stream",
+                            "parts whose edges are cut must add up in the residual stream",
                             f"{self.model!r}, which norms what its parts write",
                             "Use level='node', or eap for edges.",
                         )

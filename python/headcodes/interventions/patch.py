@@ -153,7 +153,7 @@ def causal_truth(
         HeadcodesError: unequal lengths, no answered pair, or another value of ``components``.
     """
     if components not in ("heads", "heads+mlps"):
-        raise HeadcodesError("components is heads or heads+mlps", repr(components), "Choose one of them.")
+        raise HeadcodesError("components must be heads or heads+mlps", repr(components), "Choose one of them.")
     chosen, clean_ld, corrupt_ld, n_answered, n_given = answered(model, tokens, pairs)
     parts: list[tuple[int, int | None]] = [
         (layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)
@@ -211,7 +211,7 @@ def answered(
     right = np.flatnonzero(clean > 0)
     if not right.size:
         raise HeadcodesError(
-            "the model answers at least one pair right, else there is nothing to explain",
+            "the model must answer at least one pair right, else there is nothing to explain",
             f"none of {len(tokens)}",
             "Choose a task that the model does, or another model.",
         )
@@ -227,7 +227,7 @@ def logit_diffs(
     found: Float[np.ndarray, " n_row"] = values.cpu().numpy()
     if not np.isfinite(found).all():
         raise HeadcodesError(
-            "What a patched model answers must be finite",
+            "what a patched model answers must be finite",
             f"NaN or infinity at prompt {index}",
             "Load the model with dtype='float32'.",
         )

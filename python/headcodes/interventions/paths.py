@@ -135,7 +135,7 @@ def _parsed(model: Model, source: str, target: str) -> _Path:
         fits &= sender[0] < receiver[0] < model.n_layers and receiver[1] < model.n_heads
     if sender is None or not fits or (receiver is None and target != "logits"):
         raise HeadcodesError(
-            "a path goes from a head to a later head of the model, or to logits",
+            "a path must go from a head to a later head of the model, or to logits",
             f"{source}->{target}",
             "Name it like ('a0.h1', 'a5.h5<q>').",
         )

@@ -57,8 +57,7 @@ class Reads:
         reason = model.facts.edges if slots else model.facts.stream
         if reason is not None:
             raise HeadcodesError(
-                "this needs a residual stream that parts only add to, and heads whose queries, keys and values are"
-                " their own",
+                "parts must only add to the residual stream, and heads have queries, keys and values of their own",
                 f"{model.name}, where they are not: {reason}",
                 "Use another method, or level='node'.",
             )

@@ -93,12 +93,12 @@ def run_edited(
         HeadcodesWarning: "auto" had to take whole forward passes, and why.
     """
     if engine not in ("auto", "walk", "forward"):
-        raise HeadcodesError("engine is auto, walk or forward", repr(engine), "Leave it at auto.")
+        raise HeadcodesError("engine must be auto, walk or forward", repr(engine), "Leave it at auto.")
     why = why_not_walked(model) if engine != "forward" else None
     walks = engine != "forward" and why is None
     if engine == "walk" and why is not None:
         raise HeadcodesError(
-            "walking through the layers needs a transformers model with its weights on its device",
+            "a model walked layer by layer must be one of transformers with its weights on its device",
             f"{model!r}: {why}",
             "Leave engine at auto.",
         )
@@ -128,7 +128,7 @@ def run_edited(
                         if rows is None:
                             if engine == "walk":
                                 raise HeadcodesError(
-                                    "the walk's answers are those of the model's own forward pass",
+                                    "the walk's answers must be those of the model's own forward pass",
                                     f"others for {model!r}",
                                     "Use engine='forward'.",
                                 )
@@ -285,7 +285,9 @@ def _editing(model: Model, plan: EditPlan, shape: _Shape) -> Iterator[None]:
                 module = model.mlp(layer)
                 if module is None:
                     raise HeadcodesError(
-                        "patching MLPs needs a family whose MLP is known", f"{model!r}", "Patch heads only."
+                        "a model whose MLPs are patched must be of a family whose MLP is known",
+                        f"{model!r}",
+                        "Patch heads only.",
                     )
                 hooks.callback(module.register_forward_hook(mlp(layer)).remove)
             for name in plan.slots(layer):

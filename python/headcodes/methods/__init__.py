@@ -211,6 +211,6 @@ def get(name: str) -> Method:
     """
     if name not in METHODS:
         raise HeadcodesError(
-            "a method is one of " + ", ".join(METHODS), repr(name), "`headcodes methods` describes them."
+            "a method must be one of " + ", ".join(METHODS), repr(name), "`headcodes methods` describes them."
         )
     return METHODS[name]

@@ -62,7 +62,7 @@ def find(
     by_edges = _fits(model)
     if level == "edge" and not by_edges:
         raise HeadcodesError(
-            f"acdc searches edges in models of up to {MOST_EDGES} edges whose heads have keys and values of their own",
+            f"acdc must have at most {MOST_EDGES} edges to search, of heads with keys and values of their own",
             f"{graph_of(model).n_edges} edges, {model.n_heads} heads on {model.n_kv_heads} keys and values",
             "Use level='node', which searches heads, or eap for edges.",
         )

@@ -101,7 +101,7 @@ class Method:
 
             others = ", ".join(method.id for method in METHODS.values() if level in method.levels)
             raise HeadcodesError(
-                f"method {self.id!r} scores {' and '.join(self.levels)} level only",
+                f"the level of method {self.id!r} must be {' or '.join(self.levels)}",
                 f"level={level!r}",
                 f"Choose another level, or a method that has it: {others}.",
             )

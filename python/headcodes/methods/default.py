@@ -36,7 +36,7 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     if reason is not None:
         if inputs.metric is not None:
             raise HeadcodesError(
-                "a metric needs gradients, else default stands for contrast, which has none",
+                "a metric must have gradients, else default stands for contrast, which takes none",
                 f"{inputs.metric}: {reason}",
                 "Leave --metric out, or use --method patching.",
             )

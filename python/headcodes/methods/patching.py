@@ -31,7 +31,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     metric = inputs.metric or "logit-diff"
     if level == "edge" and metric != "logit-diff":
         raise HeadcodesError(
-            "paths between heads are patched by the logit difference", metric, "Use level='node', or leave metric out."
+            "the metric of patched paths must be logit-diff", metric, "Use level='node', or leave metric out."
         )
     with findings.timed("patch"):
         truth = causal_truth(model, tokens, inputs.components, cache=False, metric=metric)

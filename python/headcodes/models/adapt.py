@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, missing_package
 from headcodes.models.check import prove
 from headcodes.models.families import find_family, refuse, resolve_path
 from headcodes.models.model import Model
@@ -98,7 +98,9 @@ def _through_lens(module: Any, tokenizer: Any, name: str, owned: bool, known_che
     """Let TransformerLens find the heads of a family the table lacks. It rebuilds what it gets: give it a copy."""
     if tokenizer is None:
         raise HeadcodesError(
-            "A model of a family outside the table needs its tokenizer", "none", "Pass tokenizer=, or projection=."
+            "a model of a family outside the table must come with its tokenizer",
+            "none",
+            "Pass tokenizer=, or projection=.",
         )
     try:
         from transformer_lens.model_bridge import TransformerBridge
@@ -132,11 +134,7 @@ def from_lens(place: Source, tokenizer: Any, device: torch.device, dtype: torch.
         with unasked():
             bridge = TransformerBridge.boot_tl_legacy(name, device=device, dtype=dtype, tokenizer=tokenizer)
     except ImportError as error:
-        raise HeadcodesError(
-            "This model's weights are in TransformerLens's own format",
-            "no TransformerLens here",
-            "pip install transformer_lens",
-        ) from error
+        raise missing_package("transformer_lens", "weights in TransformerLens's own format") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise not_loaded(Source("hub", name), error) from error
     return from_bridge(bridge, bridge.tokenizer, place.name)

@@ -62,7 +62,7 @@ def load_model(
     if not isinstance(source, str | Path):
         if device != "auto" or dtype != "auto" or device_map is not None or revision is not None:
             raise HeadcodesError(
-                "A model given in memory is used as it is",
+                "a model given in memory must be used as it is",
                 "device=, dtype=, device_map= or revision= beside it",
                 "Move or convert the model yourself, then call load_model(model, tokenizer=tokenizer).",
             )
@@ -90,7 +90,9 @@ def load_model(
     where = choose_device(device)
     if planted.is_planted(source):
         if revision is not None:
-            raise HeadcodesError("a planted model has no revisions", repr(revision), "Leave revision out.")
+            raise HeadcodesError(
+                "a planted model must be named without a revision", repr(revision), "Leave revision out."
+            )
         # Its mechanism is exact in float32, and it is small: no other dtype unless asked for.
         exact = torch.float32 if dtype == "auto" else choose_dtype(dtype, where)
         return planted.load(str(source), device=where, dtype=exact).model

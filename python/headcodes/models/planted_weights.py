@@ -54,11 +54,13 @@ NAMES = re.compile(r"planted-(ioi|induction)(?:-([0-9]+))?")
 def layout(total: int) -> tuple[int, int]:
     """Return layers and heads a layer: as many layers as a third of the heads' square, the nearest that divides."""
     if total > _MOST_HEADS:
-        raise HeadcodesError(f"a planted model has at most {_MOST_HEADS:,} heads", f"{total} heads"[:40], "Take 4800.")
+        raise HeadcodesError(
+            f"a planted model must have at most {_MOST_HEADS:,} heads", f"{total} heads"[:40], "Take 4800."
+        )
     layers = [n for n in range(_MIN_LAYERS, total // 3 + 1) if total % n == 0]
     if not layers:
         raise HeadcodesError(
-            f"a planted model needs {_MIN_LAYERS} or more layers of 3 or more heads each, all equally many",
+            f"a planted model must have {_MIN_LAYERS} or more layers of 3 or more heads each, all equally many",
             f"{total} heads",
             "Take 48, 480 or 4800.",
         )

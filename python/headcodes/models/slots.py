@@ -30,7 +30,7 @@ def slot_projection(model: Model, layer: int, slot: str) -> tuple[nn.Module, Cal
     size = None if common is None else widths(common)
     if layout == "separate" or common is None or size is None:
         raise HeadcodesError(
-            "path patching needs a family whose query, key and value projections are known",
+            "a model whose paths are patched must be of a family whose query, key and value projections are known",
             f"{model!r}",
             "Patch whole heads instead.",
         )

@@ -38,7 +38,7 @@ def not_loaded(place: Source, error: BaseException) -> HeadcodesError:
     text, reason = str(error), reason_of(error)
     if "trust_remote_code" in text:
         return HeadcodesError(
-            "code that comes with a model is never run here",
+            "a model must need no code of its own, which is never run here",
             f"{place.name}, which is only to be had with its own code",
             "Load it yourself, if you trust it, and pass the model and its tokenizer.",
         )
@@ -165,7 +165,9 @@ def resolve(source: str | Path, revision: str | None = None) -> Source:
 def _local(path: Path, revision: str | None) -> Source:
     if revision is not None:
         raise HeadcodesError(
-            "A revision belongs to a model on the hub", f"revision {revision!r} of the path {path}", "Leave it out."
+            "a revision must be that of a model on the hub",
+            f"revision {revision!r} of the path {path}",
+            "Leave it out.",
         )
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -39,7 +39,9 @@ def refuse_kernels(config: Any, name: str) -> None:
         named = getattr(config, key, None)
         if named is not None and "/" in str(named):
             raise HeadcodesError(
-                "code from the hub is never run here", f"{name}, whose configuration names {named!r}", "Take it out."
+                "a model must need no code from the hub, which is never run here",
+                f"{name}, whose configuration names {named!r}",
+                "Take it out.",
             )
 
 

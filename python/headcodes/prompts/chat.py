@@ -28,7 +28,7 @@ def render_chat(pairs: PromptPairs, tokenizer: Any, system: str | None = None) -
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise HeadcodesError(
-            "chat prompts need a tokenizer with a chat template",
+            "the tokenizer of chat prompts must have a chat template",
             "one without",
             "Leave --chat out, or use a chat model.",
         )

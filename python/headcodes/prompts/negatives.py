@@ -43,7 +43,7 @@ def make_negatives(
         HeadcodesError: another ``how``, or rows for which there is no negative.
     """
     if how not in _SAID:
-        raise HeadcodesError(f"negatives are made by {', '.join(_SAID)}", repr(how), "Choose one of them.")
+        raise HeadcodesError(f"negatives must be made by {', '.join(_SAID)}", repr(how), "Choose one of them.")
     rng = random.Random(seed)
     lengths = [len(tokenizer.encode(pair.clean, add_special_tokens=False)) for pair in pairs]
     made: list[PromptPair | None]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, missing_package
 from headcodes.files import read_json, read_text, reading, regular
 from headcodes.prompts.rows import RowError
 
@@ -129,9 +129,7 @@ def _data_set(source: str) -> list[Row]:
     try:
         import datasets
     except ImportError as error:
-        raise HeadcodesError(
-            f"{source} needs the package datasets", "an installation without it", "pip install datasets"
-        ) from error
+        raise missing_package("datasets", source) from error
     name, _, split = source.removeprefix("hf:").partition(":")
     folder = Path(name)
     try:

@@ -291,7 +291,7 @@ def _front(tokenizer: Tokenizer, bos: str) -> list[int]:
     if bos == "yes":
         if tokenizer.bos_token_id is None:
             raise HeadcodesError(
-                "bos='yes' needs a tokenizer with a BOS token", "one without", "Use bos='auto' or bos='no'."
+                "the tokenizer must have a BOS token for bos='yes'", "one without", "Use bos='auto' or bos='no'."
             )
         return [tokenizer.bos_token_id]
     whole, text = list(tokenizer.encode("a")), list(tokenizer.encode("a", add_special_tokens=False))

@@ -118,7 +118,7 @@ def _weights(model: Model, tokens: Tensor, layers: Sequence[int]) -> dict[int, T
             hook.remove()
     if len(weights) < len(layers):
         raise HeadcodesError(
-            "attention patterns need a model whose attention modules return their weights",
+            "attention modules must return their weights for attention patterns",
             f"none from {model.name}",
             "Save the result without the model: everything else is shown.",
         )

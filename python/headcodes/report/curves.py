@@ -27,7 +27,9 @@ def curves_against(scores: ArrayLike, labels: ArrayLike, label: str) -> list[Cur
 
     scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
     if scores.shape != labels.shape:
-        raise HeadcodesError("a truth has one label a head", f"{labels.shape} for {scores.shape}", "Check the model.")
+        raise HeadcodesError(
+            "a truth must have one label a head", f"{labels.shape} for {scores.shape}", "Check the model."
+        )
     auc, precise = metrics.roc_auc(scores, labels), metrics.average_precision(scores, labels)
     false_positive, true_positive, _ = roc_curve(labels.ravel(), scores.ravel())
     precision, recall, _ = precision_recall_curve(labels.ravel(), scores.ravel())

@@ -119,7 +119,7 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
 
 def _check(document: Any, path: Path) -> None:
     if not isinstance(document, dict):
-        raise HeadcodesError(f"{path} holds a JSON object", type(document).__name__, "Write the run again.")
+        raise HeadcodesError(f"{path} must hold a JSON object", type(document).__name__, "Write the run again.")
     for name, types in _KINDS.items():
         value = document.get(name)
         if value is None and name not in _REQUIRED:
@@ -127,12 +127,12 @@ def _check(document: Any, path: Path) -> None:
         # bool is an int to Python, never to a reader of the file.
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             kind = " or ".join(kind.__name__ for kind in types)
-            raise HeadcodesError(f"'{name}' of {path} is a {kind}", repr(value)[:80], "Write the run again.")
+            raise HeadcodesError(f"'{name}' of {path} must be a {kind}", repr(value)[:80], "Write the run again.")
     for name in ("task_check", "timings_s"):
         for key, value in document[name].items():
             if not isinstance(value, _NUMBER) or not abs(value) <= sys.float_info.max:
                 raise HeadcodesError(
-                    f"'{name}' of {path} holds finite numbers", f"{key}: {value!r}"[:80], "Write the run again."
+                    f"'{name}' of {path} must hold finite numbers", f"{key}: {value!r}"[:80], "Write the run again."
                 )
 
 
@@ -160,5 +160,5 @@ def read_runs(sources: Iterable[RunRecord | Path | str]) -> list[RunRecord]:
         else:
             runs += [read_folder(path) for path in inner]
     if not runs:
-        raise HeadcodesError("a report shows at least one run", "none", "Name the folders of runs.")
+        raise HeadcodesError("a report must show at least one run", "none", "Name the folders of runs.")
     return runs

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, missing_package
 from headcodes.report import curve_figures, figures
 from headcodes.report.codes import edge_notes, node_notes
 from headcodes.report.curves import curves_against
@@ -33,7 +33,9 @@ def plot_heads(record: RunRecord, what: str = "score", backend: Backend = "plotl
     """
     values = record.head_values
     if what not in values:
-        raise HeadcodesError("what is one of " + ", ".join(values), repr(what), "Edge level adds the mention score.")
+        raise HeadcodesError(
+            "what must be one of " + ", ".join(values), repr(what), "Edge level adds the mention score."
+        )
     return _drawn(figures.heads_figure(values[what], what=what, chosen=record.circuit.heads), backend)
 
 
@@ -73,7 +75,7 @@ def _drawn(figure: figures.Figure, backend: str) -> Any:
         return go.Figure(figure).update_layout(template="plotly_white")
     if backend == "matplotlib":
         return to_matplotlib(figure)
-    raise HeadcodesError("backend is plotly or matplotlib", repr(backend), "Choose one of the two.")
+    raise HeadcodesError("backend must be plotly or matplotlib", repr(backend), "Choose one of the two.")
 
 
 def to_matplotlib(figure: figures.Figure) -> Any:
@@ -85,9 +87,7 @@ def to_matplotlib(figure: figures.Figure) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise HeadcodesError(
-            "figures for papers are drawn by matplotlib", "no such package", "pip install matplotlib"
-        ) from error
+        raise missing_package("matplotlib", "figures for papers") from error
 
     layout = figure["layout"]
     # No pyplot: its global state would keep every figure alive and pick a window system.

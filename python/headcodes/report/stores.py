@@ -46,7 +46,7 @@ def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
             arrays = load_file(path)
         except Exception as error:  # safetensors raises its own kinds
             raise HeadcodesError(
-                "the arrays of a cell are whole", f"{path}: {error}", "Run the scan again: it mends damaged cells."
+                "the arrays of a cell must be whole", f"{path}: {error}", "Run the scan again: it mends damaged cells."
             ) from error
     # A cell that failed before its model was read has no shape.
     shape = row["n_layers"] or 1, row["n_heads"] or 1

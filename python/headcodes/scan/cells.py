@@ -125,7 +125,7 @@ class Worker:
                 self.model(cell)
                 if cell.identity() != identity:
                     raise _ChangedError(
-                        "code, libraries and models stay the same from planning a scan to doing its cells",
+                        "code, libraries and models must stay the same from planning a scan to doing its cells",
                         f"others on {socket.gethostname()} for {cell.label}",
                         "Use one installation on every machine; after a change, start the scan again.",
                     )
@@ -240,7 +240,7 @@ def _capture(model: Model, cell: Cell) -> Inputs:
     if cell.prompts:
         if checksum(Path(cell.task)) != cell.prompts:
             raise HeadcodesError(
-                "a prompt file stays the same during a scan", f"{cell.task} changed", "Start the scan again."
+                "a prompt file must stay the same during a scan", f"{cell.task} changed", "Start the scan again."
             )
         pairs = read_pairs(cell.task)
     else:

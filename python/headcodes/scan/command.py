@@ -28,10 +28,10 @@ def read_plan(file: Path | None, given: Mapping[str, Any]) -> Plan:
     if file is not None:
         if given:
             names = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise HeadcodesError("a plan file says all that a plan says", f"{names} beside {file}", "Put it there.")
+            raise HeadcodesError("a plan file must be the whole plan", f"{names} beside {file}", "Put it there.")
         return Plan.from_yaml(file)
     if not given.get("models"):
-        raise HeadcodesError("a scan has a plan", "neither a plan file nor --models", "Give one of them.")
+        raise HeadcodesError("a scan must have a plan", "neither a plan file nor --models", "Give one of them.")
     return Plan.from_lists(**{**LISTS, **given})
 
 

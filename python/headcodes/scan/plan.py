@@ -69,14 +69,14 @@ class Plan(SharedSettings):
             method = _known(name, methods.METHODS, "method", "headcodes methods")
             if self.level not in methods.get(method).levels:
                 raise HeadcodesError(
-                    f"every method of a plan scores its level ({self.level})",
+                    f"every method of a plan must score its level ({self.level})",
                     repr(name),
                     "Leave it out, or make two plans.",
                 )
         for task, negative in self.tasks:
             if _is_file(task):
                 if not Path(task).is_file():
-                    raise HeadcodesError("a prompt file of a plan exists", repr(task), "Check the path.")
+                    raise HeadcodesError("a prompt file of a plan must exist", repr(task), "Check the path.")
                 continue
             known = tasks.get(_known(task, tasks.ids(), "task", "headcodes tasks"))
             if negative is not None:
@@ -134,10 +134,12 @@ class Plan(SharedSettings):
         path = Path(path)
         with reading("a plan file must be YAML", path, mend):
             if _depth(text) > MAX_DEPTH:  # the library takes the square of it
-                raise HeadcodesError(f"a plan file is nested at most {MAX_DEPTH} deep", f"{path}, nested deeper", mend)
+                raise HeadcodesError(
+                    f"a plan file must be nested at most {MAX_DEPTH} deep", f"{path}, nested deeper", mend
+                )
             if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
                 # A few lines of them can stand for more than any memory holds.
-                raise HeadcodesError("a plan file has no aliases", f"{path}, which has some", "Write it out.")
+                raise HeadcodesError("a plan file must have no aliases", f"{path}, which has some", "Write it out.")
             root = yaml.compose(text, Loader=yaml.SafeLoader)
             data = yaml.safe_load(text)
             _refuse_twice(root, path)
@@ -172,7 +174,9 @@ class Plan(SharedSettings):
         def parts(text: str, what: str) -> list[str]:
             found = [part.strip() for part in text.split(",") if part.strip()]
             if not found:
-                raise HeadcodesError(f"a scan has at least one of --{what}", repr(text), "Name some, parted by commas.")
+                raise HeadcodesError(
+                    f"a scan must have at least one of --{what}", repr(text), "Name some, parted by commas."
+                )
             return found
 
         sources = []
@@ -256,7 +260,7 @@ def _known(name: str, names: Any, what: str, where: str) -> str:
         return name
     close = difflib.get_close_matches(name, list(names), n=1)
     mend = f"Did you mean {close[0]!r}? " if close else ""
-    raise HeadcodesError(f"a {what} of a plan is a known one", repr(name), f"{mend}`{where}` lists them.")
+    raise HeadcodesError(f"a {what} of a plan must be a known one", repr(name), f"{mend}`{where}` lists them.")
 
 
 def _node_at(root: Any, path: list[Any]) -> Any:
@@ -280,7 +284,7 @@ def _schema_error(found: Any, root: Any, path: Path) -> HeadcodesError:
         close = difflib.get_close_matches(key.value, known, n=1)
         mend = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(known)}."
     where = f"{path}, line {node.start_mark.line + 1}" if node is not None else f"{path}"
-    return HeadcodesError("a plan file follows its schema", f"{where}: {got}", mend)
+    return HeadcodesError("a plan file must follow its schema", f"{where}: {got}", mend)
 
 
 def _refuse_twice(node: Any, path: Path) -> None:
@@ -296,7 +300,7 @@ def _refuse_twice(node: Any, path: Path) -> None:
         if key.value in seen:
             line = key.start_mark.line + 1
             raise HeadcodesError(
-                "a plan file names every key once", f"{path}, line {line}: {key.value!r} again", "Leave one out."
+                "a plan file must name every key once", f"{path}, line {line}: {key.value!r} again", "Leave one out."
             )
         seen.add(key.value)
         _refuse_twice(value, path)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, missing_package
 from headcodes.scan.cells import Job, Queue, Worker, failed
 from headcodes.scan.estimate import worker_bytes
 from headcodes.scan.plan import Cell
@@ -37,9 +37,7 @@ def on_ray(
     try:
         import ray
     except ImportError as error:
-        raise HeadcodesError(
-            "the engine 'ray' needs the package ray", "an installation without it", 'pip install "headcodes[ray]"'
-        ) from error
+        raise missing_package("ray", "the engine 'ray'", '"headcodes[ray]"') from error
     begun = not ray.is_initialized()
     if begun:
         where = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -49,7 +47,9 @@ def on_ray(
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise HeadcodesError(
-                "a Ray cluster answers", f"{where}: {str(error).splitlines()[0]}", "Check --address and `ray status`."
+                "a Ray cluster must answer",
+                f"{where}: {str(error).splitlines()[0]}",
+                "Check --address and `ray status`.",
             ) from error
     try:
         yield from _on_cluster(ray, jobs, workers, gpu_share, started)
@@ -68,7 +68,7 @@ def _on_cluster(
         del needs["memory"]  # never what is lacking
         have = "; ".join(sorted(", ".join(f"{name} {node.get(name, 0):g}" for name in needs) for node in nodes))
         raise HeadcodesError(
-            f"a machine of the cluster has {' and '.join(f'{name} {need:g}' for name, need in needs.items())}",
+            f"a machine of the cluster must have {' and '.join(f'{name} {need:g}' for name, need in needs.items())}",
             have or "no machine",
             "Lower the plan's threads, or add a machine.",
         )
@@ -103,7 +103,7 @@ def _on_cluster(
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 if job is None:
                     raise HeadcodesError(
-                        "workers start on the cluster", reason, "Install the same headcodes on every machine."
+                        "workers must start on the cluster", reason, "Install the same headcodes on every machine."
                     ) from error
                 if job[0] in deaths:
                     outcome = failed(*job, f"its worker died, twice ({type(error).__name__}: {reason})"), {}

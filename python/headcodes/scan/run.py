@@ -103,9 +103,9 @@ def run_work(
         worker: does the cells in this process, and keeps its model for whoever gave it.
     """
     if workers is not None and workers < 1:
-        raise HeadcodesError("a scan has at least one worker", str(workers), "Leave --workers out if in doubt.")
+        raise HeadcodesError("a scan must have at least one worker", str(workers), "Leave --workers out if in doubt.")
     if not 0 < gpu_share <= 1:
-        raise HeadcodesError("a worker's share of a GPU lies in (0, 1]", str(gpu_share), "0.5 lets two share one.")
+        raise HeadcodesError("a worker's share of a GPU must lie in (0, 1]", str(gpu_share), "0.5 lets two share one.")
     return _rows(work, Store(store), engine, workers, address, gpu_share, started, worker)
 
 

@@ -91,7 +91,7 @@ class Store:
 
     def _unwritable(self, error: OSError) -> HeadcodesError:
         return HeadcodesError(
-            "the store of a scan can be written",
+            "the store of a scan must be writable",
             f"{self.folder}: {error.strerror or error}",
             "Free some space or mend the permissions, then start the same scan again: finished cells are safe.",
         )
@@ -191,7 +191,7 @@ def load_store(folder: Path | str) -> pa.Table:
     """
     cells = Path(folder) / "cells"
     if not cells.is_dir():
-        raise HeadcodesError("a store of a scan holds a folder 'cells'", str(folder), "Name what --store named.")
+        raise HeadcodesError("a store of a scan must hold a folder 'cells'", str(folder), "Name what --store named.")
     table, faults = _rows(Path(folder))
     for path, error in faults:
         warnings.warn(f"damaged cell left out: {path} ({error})", HeadcodesWarning, stacklevel=2)

@@ -36,7 +36,9 @@ def check_run_folder(folder: Path | str, inputs: Iterable[Path | str | None] = (
     for path in inputs:
         if path is not None and os.path.exists(path) and place in Path(os.path.realpath(path)).parents:
             raise HeadcodesError(
-                "a run is not written over what it reads", f"{path} in {folder}", "Name another folder for the run."
+                "the folder a run is written into must not hold what the run reads",
+                f"{path} in {folder}",
+                "Name another folder for the run.",
             )
     check_writable(place / "result.json")
     if not place.is_dir():
@@ -47,7 +49,7 @@ def check_run_folder(folder: Path | str, inputs: Iterable[Path | str | None] = (
     foreign = sorted(names - set(RUN_FILES))
     if foreign:
         raise HeadcodesError(
-            "a run is written into a folder that is new, empty or an earlier run",
+            "the folder a run is written into must be new, empty or an earlier run",
             f"{folder}, which also holds {foreign[0]}",
             "Name another folder.",
         )
@@ -59,7 +61,7 @@ def check_run_folder(folder: Path | str, inputs: Iterable[Path | str | None] = (
             ours = False
         if not ours:
             raise HeadcodesError(
-                "a run is written into a folder that is new, empty or an earlier run",
+                "the folder a run is written into must be new, empty or an earlier run",
                 f"{folder}, whose files no run of headcodes wrote",
                 "Name another folder.",
             )

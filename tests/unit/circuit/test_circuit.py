@@ -115,15 +115,15 @@ def test_edges_follow_the_data(source: str, target: str, parallel: bool, fine: b
     if fine:
         build()
     else:
-        with pytest.raises(HeadcodesError, match="edge goes"):
+        with pytest.raises(HeadcodesError, match="edge must go"):
             build()
 
 
 @pytest.mark.parametrize("name", ["a2.h0", "a0.h2", "m2", "a0.h", "A0.h0", "a0.h0<q>", "", "a-1.h0", "a0.h0 "])
 def test_unknown_names_are_refused(name: str) -> None:
-    with pytest.raises(HeadcodesError, match="a node is"):
+    with pytest.raises(HeadcodesError, match="a node must be"):
         stage(name, n_layers=2, n_heads=2)
-    with pytest.raises(HeadcodesError, match="a node is"):
+    with pytest.raises(HeadcodesError, match="a node must be"):
         Circuit(n_layers=2, n_heads=2, nodes=(name,))
 
 

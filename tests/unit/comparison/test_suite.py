@@ -127,7 +127,7 @@ def test_what_a_method_cannot_do_is_a_row(tmp_path: Path) -> None:
     assert rows[1].pair_auc is not None
     assert rows[1].pair_auc > 0.95
     assert rows[1].cpr is None
-    with pytest.raises(HeadcodesError, match="a method is one of"):
+    with pytest.raises(HeadcodesError, match="a method must be one of"):
         quality(tmp_path, method_ids=["nonsense"])
     with pytest.raises(HeadcodesError, match="tasks of planted-ioi-48 must be ioi"):
         quality(tmp_path, task_ids=["induction"])

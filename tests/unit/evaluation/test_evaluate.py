@@ -161,11 +161,11 @@ def test_against_a_published_truth_with_pairs() -> None:
     other = evaluate_circuit(perfect, truth="heimersheim2023", with_faithfulness=False)
     assert other.membership is not None
     assert (other.membership["precision"], other.membership["recall"]) == (1.0, 6 / 8)
-    with pytest.raises(HeadcodesError, match="is about a model of 12"):
+    with pytest.raises(HeadcodesError, match="one about 12 x"):
         evaluate_circuit(perfect, truth="wang2022", task="ioi")
     with pytest.raises(HeadcodesError, match="is one of"):
         evaluate_circuit(perfect, truth="nobody")
-    with pytest.raises(HeadcodesError, match="only the causal truth"):
+    with pytest.raises(HeadcodesError, match="truth about MLPs too must be"):
         evaluate_circuit(perfect, truth="conmy2023", components="heads+mlps")
 
 

@@ -276,7 +276,7 @@ def test_a_planted_circuit_is_enough_and_all(name: str, ablation: Any) -> None:
 def test_what_cannot_be_asked(tiny_model: Any) -> None:
     model = tiny_model("llama")
     tokens = token_pairs()
-    with pytest.raises(HeadcodesError, match="ablation is"):
+    with pytest.raises(HeadcodesError, match="ablation must be"):
         faith.behaviour(model, tokens, np.ones((1, 3, 4)), ablation="noise")  # type: ignore[arg-type]
     with pytest.raises(HeadcodesError, match="kept must be"):
         faith.behaviour(model, tokens, np.ones((1, 4, 3)))

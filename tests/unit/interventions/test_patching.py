@@ -252,7 +252,7 @@ def test_unequal_lengths_are_refused_before_anything_runs(tiny_model: Any) -> No
     tokens.corrupt[1].append(5)
     with pytest.raises(HeadcodesError, match="9 and 10 at prompt 1"):
         causal_truth(tiny_model("llama"), tokens)
-    with pytest.raises(HeadcodesError, match="components is"):
+    with pytest.raises(HeadcodesError, match="components must be"):
         causal_truth(tiny_model("llama"), tokens, "all")  # type: ignore[arg-type]
 
 
@@ -408,7 +408,7 @@ def test_a_slotless_edge_patches_all_three(tiny_model: Any) -> None:
     assert np.abs(whole[:, 0] - parts.sum(axis=1)).max() < np.abs(whole).max()
     assert np.abs(whole[:, 0] - parts[:, 0]).max() > 1e-6
     for edge in (("a1.h0", "a1.h1"), ("a2.h0", "a1.h1"), ("m0", "a1.h1"), ("a0.h0", "m1"), ("a0.h0", "a3.h0")):
-        with pytest.raises(HeadcodesError, match="path goes"):
+        with pytest.raises(HeadcodesError, match="path must go"):
             path_effects(model, tokens, [edge])
 
 

@@ -397,7 +397,7 @@ def test_several_seeds_show_spread_and_consensus_of_heads_and_pairs(tmp_path: Pa
     document = json.loads((tmp_path / "result.json").read_text())
     for wrong in ([], ["4", "5", "6"], [4, 5, 5], 3, None):
         (tmp_path / "result.json").write_text(json.dumps(document | {"seeds": wrong}))
-        with pytest.raises(HeadcodesError, match="seeds are whole numbers"):
+        with pytest.raises(HeadcodesError, match="seeds must be whole numbers"):
             read_folder(tmp_path)
 
 

@@ -105,9 +105,9 @@ def test_a_model_without_weights_of_attention_is_saved_with_a_warning(
     for layer in range(model.n_layers):
         part = model.attention(layer)
         monkeypatch.setattr(part, "forward", lambda *a, its=part.forward, **k: (its(*a, **k)[0], None))
-    with pytest.raises(HeadcodesError, match="attention patterns need"):
+    with pytest.raises(HeadcodesError, match="attention modules must return"):
         attention_patterns(model, IDS, HEADS)
-    with pytest.warns(HeadcodesWarning, match="attention patterns need"):
+    with pytest.warns(HeadcodesWarning, match="attention modules must return"):
         result.save(tmp_path, model=model)
     assert (tmp_path / "page.html").exists()
 
