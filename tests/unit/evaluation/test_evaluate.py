@@ -163,7 +163,7 @@ def test_against_a_published_truth_with_pairs() -> None:
     assert (other.membership["precision"], other.membership["recall"]) == (1.0, 6 / 8)
     with pytest.raises(HeadcodesError, match="one about 12 x"):
         evaluate_circuit(perfect, truth="wang2022", task="ioi")
-    with pytest.raises(HeadcodesError, match="is one of"):
+    with pytest.raises(HeadcodesError, match="must be one of"):
         evaluate_circuit(perfect, truth="nobody")
     with pytest.raises(HeadcodesError, match="truth about MLPs too must be"):
         evaluate_circuit(perfect, truth="conmy2023", components="heads+mlps")
