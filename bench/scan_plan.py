@@ -13,7 +13,7 @@ LISTS = {"tasks": "ioi,greater-than", "methods": "paper,mean-diff", "seeds": "0-
 SMALL = {"n_prompts": 40, "dtype": "float32", "device": "cpu"}
 N_CELLS = 4 * 2 * 2 * 3
 # What may differ between two runs of the same cell.
-CIRCUMSTANCES = {"timings_s", "peak_memory_bytes", "held_memory_bytes", "host", "finished_unix_s"}
+CIRCUMSTANCES = {"timings_s", "peak_memory_bytes", "held_memory_bytes", "host", "finished_unix_s", "arrays_mtime_ns"}
 
 
 def as_words(**plan: object) -> list[str]:

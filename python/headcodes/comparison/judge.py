@@ -21,7 +21,7 @@ from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.reads import graph_of
 from headcodes.models import planted
 from headcodes.prompts.tokens import TokenPairs, tokenize
-from headcodes.store.cells import array_file
+from headcodes.store.cells import read_arrays
 
 if TYPE_CHECKING:
     from headcodes.models.model import Model
@@ -108,10 +108,7 @@ def about(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _judge(cell: Mapping[str, Any], model: Model, judge: Judge, out: Path) -> Row:
-    from safetensors.numpy import load_file
-
-    path = array_file(out / "cells" / f"{cell['identity']}.parquet")
-    arrays = load_file(path) if cell["arrays_sha256"] else {}
+    arrays = read_arrays(out, cell)
     shape = cell["n_layers"], cell["n_heads"]
     scores = np.array(cell["head_scores"], dtype=np.float64).reshape(shape)
     found: dict[str, Any] = {

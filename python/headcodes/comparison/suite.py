@@ -17,7 +17,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.scan.cells import Worker
 from headcodes.scan.plan import Cell, Plan
 from headcodes.scan.run import Work, run_work
-from headcodes.store.cells import read_row, statuses
+from headcodes.store.cells import whole_cells
 
 if TYPE_CHECKING:
     from headcodes.models.model import Model
@@ -113,10 +113,9 @@ def _rows_kept(cells: Mapping[str, Cell], out: Path, budget_s: float | None) -> 
     """Return the store's rows of those cells that need not be done, or done again with a larger budget."""
     identities = {cell.identity(): name for name, cell in cells.items()}
     found = {}
-    for identity in statuses(out, identities):
-        row = read_row(out / "cells" / f"{identity}.parquet")
+    for row in whole_cells(out, identities).to_pylist():
         if row["failure"] != "budget" or (budget_s is not None and budget_s <= row["budget_s"]):
-            found[identities[identity]] = row
+            found[identities[row["identity"]]] = row
     return found
 
 

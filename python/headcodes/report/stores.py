@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from headcodes.circuit.circuit import Circuit
-from headcodes.errors import HeadcodesError
 from headcodes.files import reading
 from headcodes.report.curves import published_curves
 from headcodes.report.records import RunRecord, option_words
@@ -37,17 +36,9 @@ def read_store(folder: Path | str, top: int = 20) -> list[RunRecord]:
 
 
 def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
-    from safetensors.numpy import load_file
+    from headcodes.store.cells import read_arrays
 
-    arrays: dict[str, np.ndarray] = {}
-    if row["arrays_sha256"]:
-        path = folder / "arrays" / f"{row['identity']}.safetensors"
-        try:
-            arrays = load_file(path)
-        except Exception as error:  # safetensors raises its own kinds
-            raise HeadcodesError(
-                "the arrays of a cell must be whole", f"{path}: {error}", "Run the scan again: it mends damaged cells."
-            ) from error
+    arrays = read_arrays(folder, row)
     # A cell that failed before its model was read has no shape.
     shape = row["n_layers"] or 1, row["n_heads"] or 1
     scores = np.array(row["head_scores"] or [0.0] * (shape[0] * shape[1]), dtype=np.float64).reshape(shape)

@@ -1,10 +1,11 @@
 """The store of a scan: one Parquet file a finished cell, written whole or not at all.
 
     DIR/cells/<identity>.parquet        one row (docs/store.md has the columns)
+    DIR/cells/pack-<SHA-256>.parquet    rows of finished cells that had files of their own before
     DIR/arrays/<identity>.safetensors   codes and pair scores, too large for a row
 
-A cell's file appears when the cell is finished and never changes after that, so several processes and machines may
-write into one store: the same cell gives the same bits.
+A row appears when its cell is finished and never changes after that, so several processes and machines may write into
+one store: the same cell gives the same bits.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.files import atomic_write, checksum, sweep
+from headcodes.files import atomic_write, checksum, reading, sweep
 from headcodes.settings import SETTINGS
-from headcodes.store.index import indexed
+from headcodes.store import packs
 
 # What reading a damaged file may raise.
 DAMAGE = (OSError, ValueError, KeyError, pa.ArrowException)
@@ -57,6 +59,8 @@ SCHEMA = pa.schema(
         ("held_memory_bytes", pa.int64()),
         ("peak_memory_bytes", pa.int64()),
         ("arrays_sha256", pa.string()),
+        ("arrays_bytes", pa.int64()),
+        ("arrays_mtime_ns", pa.int64()),
         ("versions", pa.map_(pa.string(), pa.string())),
         ("host", pa.string()),
         ("finished_unix_s", pa.float64()),
@@ -66,7 +70,7 @@ SCHEMA = pa.schema(
 
 
 # Columns that the first stores lack.
-_LATER = ("failure", "budget_s", "held_memory_bytes")
+_LATER = ("failure", "budget_s", "held_memory_bytes", "arrays_bytes", "arrays_mtime_ns")
 
 
 class Store:
@@ -88,6 +92,8 @@ class Store:
                 sweep(place)
         except OSError as error:
             raise self._unwritable(error) from error
+        packs.pack(self.cells, _read_table, DAMAGE)
+        self._n_unpacked = 0
 
     def _unwritable(self, error: OSError) -> HeadcodesError:
         return HeadcodesError(
@@ -106,20 +112,27 @@ class Store:
 
         identity = row["identity"]
         try:
-            digest = None
+            kept = {name: row.get(name) for name in SCHEMA.names}
             if arrays:
                 content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-                digest = checksum(content)
-                with atomic_write(self.arrays / f"{identity}.safetensors") as path:
+                place = self.arrays / f"{identity}.safetensors"
+                with atomic_write(place) as path:
                     path.write_bytes(content)
-            kept = {name: row.get(name) for name in SCHEMA.names}
-            kept |= {"arrays_sha256": digest, "finished_unix_s": time.time()}
+                status = place.stat()
+                kept |= {"arrays_bytes": status.st_size, "arrays_mtime_ns": status.st_mtime_ns}
+                kept["arrays_sha256"] = checksum(content)
+            kept["finished_unix_s"] = time.time()
             table = pa.Table.from_pylist([kept], schema=SCHEMA)
+            table = table.replace_schema_metadata({**(SCHEMA.metadata or {}), _SEAL: _seal(table)})
             with atomic_write(self.cells / f"{identity}.parquet") as path:
                 # No statistics: no checksum covers them, and readers skip rows by them.
                 pq.write_table(table, path, write_page_checksum=True, write_statistics=False)
         except OSError as error:
             raise self._unwritable(error) from error
+        self._n_unpacked += kept["status"] == "done"
+        if self._n_unpacked >= packs.WORTH:
+            packs.pack(self.cells, _read_table, DAMAGE)
+            self._n_unpacked = 0
         return kept
 
 
@@ -127,30 +140,46 @@ def statuses(folder: Path | str, identities: Iterable[str]) -> dict[str, str]:
     """Return "done" or "failed" for those cells that a store holds whole; the folder need not be there.
 
     Warns:
-        HeadcodesWarning: for every damaged file; the cell will be done again and its file replaced.
+        HeadcodesWarning: see ``whole_cells``.
+    """
+    table = whole_cells(folder, identities)
+    return dict(zip(table.column("identity").to_pylist(), table.column("status").to_pylist(), strict=True))
+
+
+def whole_cells(folder: Path | str, identities: Iterable[str]) -> pa.Table:
+    """Return the rows of those cells that a store holds whole, with their arrays; the folder need not be there.
+
+    Arrays are looked into where size or time of change are not those that their row notes.
+
+    Warns:
+        HeadcodesWarning: for every damaged file; the cell will be done again.
     """
     folder = Path(folder)
     if not (folder / "cells").is_dir():
-        return {}
+        return SCHEMA.empty_table()
     table, faults = _rows(folder)
-    rows = zip(*(table.column(name).to_pylist() for name in ("identity", "status", "arrays_sha256")), strict=True)
-    known = {identity: (status, digest) for identity, status, digest in rows}
-    asked = list(identities)
-    found, damaged = {}, [(path, error) for path, error in faults if path.stem in set(asked)]
-    for identity in asked:
-        status, digest = known.get(identity, (None, None))
-        if status is None:
+    asked = set(identities)
+    damaged = [(path, error) for path, error in faults if path.stem in asked or packs.is_pack(path)]
+    wanted = []
+    for number, row in enumerate(zip(*(table.column(name).to_pylist() for name in _OF_ARRAYS), strict=True)):
+        identity, digest, size, changed = row
+        if identity not in asked:
             continue
         path = folder / "cells" / f"{identity}.parquet"
         try:
-            if digest and checksum(array_file(path)) != digest:
-                raise ValueError(f"{identity}.safetensors is not what its row says")
-            found[identity] = str(status)
+            if digest:
+                status = array_file(path).stat()
+                if (status.st_size, status.st_mtime_ns) != (size, changed) and checksum(array_file(path)) != digest:
+                    raise ValueError(f"{identity}.safetensors is not what its row says")
+            wanted.append(number)
         except (OSError, ValueError) as error:
             damaged.append((path, error))
     for path, fault in damaged:
-        warnings.warn(f"damaged cell, to be done again: {path} ({fault})", HeadcodesWarning, stacklevel=2)
-    return found
+        warnings.warn(f"damaged cell, to be done again: {path} ({fault})", HeadcodesWarning, stacklevel=3)
+    return table.take(pa.array(wanted, pa.int64()))
+
+
+_OF_ARRAYS = ("identity", "arrays_sha256", "arrays_bytes", "arrays_mtime_ns")
 
 
 def array_file(path: Path) -> Path:
@@ -158,25 +187,47 @@ def array_file(path: Path) -> Path:
     return path.parents[1] / "arrays" / f"{path.stem}.safetensors"
 
 
-def read_row(path: Path) -> dict[str, Any]:
-    """Return the one row of a cell's file.
+def read_arrays(folder: Path | str, row: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of a row of a store by name; none where it has none.
 
     Raises:
-        one of DAMAGE: the file is damaged or not of a store.
+        HeadcodesError: their file is gone, or not what the row says.
     """
-    table = _read_table(path)
-    row: dict[str, Any] = table.to_pylist()[0]
-    return row
+    from safetensors.numpy import load
+
+    if not row["arrays_sha256"]:
+        return {}
+    path = Path(folder) / "arrays" / f"{row['identity']}.safetensors"
+    mend = "Remove the file and run the scan again: it does the cell again."
+    with reading("the arrays of a cell must be whole", path, mend):
+        content = path.read_bytes()
+        if checksum(content) != row["arrays_sha256"]:
+            raise ValueError("it is not what its row says")
+        return load(content)
+
+
+# Parquet's own checksums cover pages, and not what says how they are to be read.
+_SEAL = b"headcodes.xxh3"
+
+
+def _seal(table: pa.Table) -> bytes:
+    return xxhash.xxh3_128_hexdigest(repr(table.to_pylist()).encode()).encode()
 
 
 def _read_table(path: Path) -> pa.Table:
     # Not read_table, which takes twice as long to find out that it is given one file.
     table = pq.ParquetFile(path, page_checksum_verification=True).read()
-    if table.num_rows != 1 or table.column("identity")[0].as_py() != path.stem:
+    if not packs.is_pack(path) and (table.num_rows != 1 or table.column("identity")[0].as_py() != path.stem):
         raise ValueError("it holds no row of its own name")
+    seal = (table.schema.metadata or {}).get(_SEAL)
+    if seal is not None and seal != _seal(table):
+        raise ValueError("its checksum is another")
+    table = table.replace_schema_metadata(SCHEMA.metadata)
+    if table.schema.equals(SCHEMA):
+        return table
     for name in _LATER:
         if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(1, SCHEMA.field(name).type))
+            table = table.append_column(name, pa.nulls(table.num_rows, SCHEMA.field(name).type))
     return table.select(SCHEMA.names).cast(SCHEMA)
 
 
@@ -198,5 +249,6 @@ def load_store(folder: Path | str) -> pa.Table:
     return table
 
 
-def _rows(folder: Path) -> tuple[pa.Table, list[tuple[Path, Exception]]]:
-    return indexed(folder, SCHEMA, _read_table, DAMAGE)
+def _rows(folder: Path) -> tuple[pa.Table, list[packs.Fault]]:
+    table, faults = packs.all_rows(folder / "cells", _read_table, DAMAGE)
+    return SCHEMA.empty_table() if table is None else table, faults

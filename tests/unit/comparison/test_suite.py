@@ -22,7 +22,7 @@ from headcodes.models import planted
 from headcodes.models.load import load_model
 from headcodes.provenance import code_checksum
 from headcodes.scan import cells, plan
-from headcodes.store.cells import read_row
+from headcodes.store.cells import load_store
 
 QUICK = ["random", "mean-diff", "eap"]
 
@@ -114,8 +114,8 @@ def test_a_stopped_suite_goes_on_and_budgets_can_grow(tmp_path: Path, monkeypatc
     monkeypatch.setattr(methods.Method, "score", score)
     again = quality(tmp_path, method_ids=names, seeds=[0], budget_s=60)
     assert [row.status for row in again] == ["ok", "ok", "failed"]
-    (failed,) = (path for path in (tmp_path / "cells").iterdir() if read_row(path)["failure"] == "error")
-    failed.write_text("{")
+    (failed,) = (row["identity"] for row in load_store(tmp_path).to_pylist() if row["failure"] == "error")
+    (tmp_path / "cells" / f"{failed}.parquet").write_text("{")
     with pytest.warns(HeadcodesWarning, match="damaged cell, to be done again"):
         assert [row.status for row in quality(tmp_path, method_ids=names, seeds=[0])] == ["ok"] * 3
 
