@@ -203,7 +203,8 @@ def read_arrays(folder: Path | str, row: Mapping[str, Any]) -> dict[str, np.ndar
         content = path.read_bytes()
         if checksum(content) != row["arrays_sha256"]:
             raise ValueError("it is not what its row says")
-        return load(content)
+        arrays: dict[str, np.ndarray[Any, Any]] = load(content)
+    return arrays
 
 
 # Parquet's own checksums cover pages, and not what says how they are to be read.
