@@ -1,4 +1,4 @@
-"""`headcodes evaluate`: judge a circuit."""
+"""`headcodes evaluate`: a circuit against a truth, and on its own."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Judge a circuit: against a truth, and on its own."""
+    """Evaluate a circuit: against a truth, and on its own."""
     from headcodes import tasks
     from headcodes.circuit.formats import load_circuit
     from headcodes.evaluation.evaluate import evaluate_circuit
@@ -75,24 +75,24 @@ def evaluate(
 
     if out is not None:
         check_writable(out)
-    judged = load_circuit(circuit)
+    given = load_circuit(circuit)
     if prompts is not None and task is not None:
         raise HeadcodesError("only one of --task and --prompts must be given", "both", "Leave one out.")
-    if not (model or judged.model):
+    if not (model or given.model):
         raise HeadcodesError("the model of the circuit must be known", "a file that names none", "Give --model.")
-    if not (prompts or task or judged.task):
+    if not (prompts or task or given.task):
         raise HeadcodesError("the task of the circuit must be known", "a file that names none", "Give --task.")
     wanted = Asked(prompts, columns, skip_bad, leading_space, corrupt, chat, system)
     pairs = wanted.read()
     with torch_threads(threads):
-        loaded = load_model(model or judged.model, revision=revision, device=device, dtype=dtype, projection=projection)
+        loaded = load_model(model or given.model, revision=revision, device=device, dtype=dtype, projection=projection)
         if pairs is None:
             # A third more than needed: only answered prompts count.
-            pairs = tasks.get(task or judged.task).build(loaded.tokenizer, n=n_pairs + n_pairs // 3 + 1, seed=seed)
+            pairs = tasks.get(task or given.task).build(loaded.tokenizer, n=n_pairs + n_pairs // 3 + 1, seed=seed)
         tokens = wanted.ask(loaded, pairs, bos, seed)
         state(tokens.pairs)
         evaluation = evaluate_circuit(
-            judged,
+            given,
             loaded,
             tokens,
             truth=truth,

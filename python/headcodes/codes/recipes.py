@@ -179,6 +179,6 @@ def normalisation(
     if recipe.scale == "global":
         variance = square.mean() - mean_x.mean() ** 2
         return None, variance.rsqrt().expand(n_component)
-    # A head that always says the same has no scale of its own; 1 keeps its zero row zero.
+    # A head whose output never changes has no scale of its own; 1 keeps its zero row zero.
     deviation = square.sqrt()
     return mean_x, torch.where(deviation > 1e-8, 1 / deviation.clamp_min(1e-8), 1.0)

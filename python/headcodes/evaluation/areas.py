@@ -112,7 +112,7 @@ def edge_cpr_cmd(
 ) -> dict[str, Any]:
     """CPR and CMD over shares of the edges of the whole graph, as MIB defines them.
 
-    An edge outside the circuit carries what its source says on the corrupted prompt; m is the mean logit difference.
+    An edge outside the circuit carries its source's output on the corrupted prompt; m is the mean logit difference.
     As in MIB's public code, a circuit of share p takes the int(p * n) edges of largest score, wherever they lie (its
     greedy search from the logits back is an option there, off by default). MIB then prunes edges that lead nowhere or
     come from nowhere. That changes no m: a part none of whose edges is kept has its activation on the corrupted prompt

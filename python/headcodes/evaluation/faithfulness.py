@@ -77,8 +77,8 @@ class Faithfulness:
             order. About 0: the head is not needed.
         full, empty, kept, ablated: Mean measures of the untouched model, of no heads, of the circuit kept,
             of the circuit ablated.
-        ablation: What ablated heads say: "zero" nothing, "mean" their mean over corrupted prompts and
-            positions, "resample" their activations on the corrupted prompt.
+        ablation: What ablated heads are replaced by: "zero", "mean" (over corrupted prompts and positions) or
+            "resample" (their activations on the corrupted prompt).
         n_pairs: How many pairs the means are over.
         engine: Which engine ran, and why.
     """
@@ -134,8 +134,7 @@ class _Keep(EditPlan):
         self.kept, self.instead, self.with_mlps = kept, instead, with_mlps
         self.edits_mlps = not bool(with_mlps.all())
         self.starts = [0] * len(kept)
-        # A corrupted run says the same before the first changed token; zero and mean ablation change that
-        # part, too.
+        # A corrupted run is the clean one before the first changed token; zero and mean ablation change that part, too.
         self.whole_prompt = instead is not None
 
     def edit_heads(self, layer: int, z: Tensor) -> None:

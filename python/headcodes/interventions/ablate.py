@@ -1,7 +1,7 @@
-"""What a model loses when heads, or single edges, carry another prompt's value or none: the inner loop of ACDC.
+"""What a model loses when heads, or single edges, are ablated: the inner loop of ACDC.
 
-Corrupted ablation puts in what the part says on the pair's corrupted prompt, zero ablation nothing. The loss is the
-mean KL divergence of the answer's distribution from the clean model's, over the whole vocabulary at the last
+Resample ablation replaces a part's output by its output on the pair's corrupted prompt, zero ablation by 0. The loss is
+the mean KL divergence of the answer's distribution from the clean model's, over the whole vocabulary at the last
 position, or the logit difference that is lost.
 """
 
@@ -46,7 +46,7 @@ PairAblation = Literal["resample", "zero"]
 
 @dataclass
 class _Reference:
-    """One batch, what its parts say when ablated, and what the whole model answers."""
+    """One batch, the outputs that replace its parts when ablated, and the whole model's logits."""
 
     batch: Batch
     ablated: Parts
@@ -57,12 +57,12 @@ class HeadAblation:
     """The loss of ablating sets of heads.
 
     Raises:
-        HeadcodesError: clean and corrupted prompt of a pair differ in length (corrupted ablation).
+        HeadcodesError: clean and corrupted prompt of a pair differ in length (resample ablation).
     """
 
     def __init__(self, model: Model, tokens: TokenPairs, ablation: PairAblation, loss: Metric) -> None:
         if ablation == "resample":
-            require_equal_lengths(tokens, "corrupted ablation")
+            require_equal_lengths(tokens, "resample ablation")
         self.model, self.ablation, self.kind, self.n_pairs = model, ablation, loss, len(tokens)
         with ready(model), torch.no_grad():
             self.references = [
@@ -133,8 +133,8 @@ def loss_of(
 class EdgeAblation(HeadAblation):
     """The loss of ablating sets of edges, rows and columns as in ``graph.Graph``.
 
-    A destination whose edges are removed reads the residual stream less what their sources say in this very run, plus
-    their ablated activations. Exact: MLPs and later heads answer to what they then read.
+    A destination whose edges are removed reads the residual stream less their sources' outputs in this very run, plus
+    their ablated ones. Exact: MLPs and later heads are computed from what they then read.
 
     Keys and values that several heads share (grouped queries) are told apart: an edge into one head's key changes what
     that head attends by, and nothing for the others of its group.

@@ -3,7 +3,7 @@
 Resample patching: a head's result (at all positions) is taken from the corrupted run, everything after it is
 computed again. The effect is LD(clean) - LD(patched), with LD the logit difference, logsumexp over the right
 answers less logsumexp over the wrong ones. Positive effects belong to parts that help to answer, negative
-ones to parts that hold back. Exact up to the rounding of the model's dtype: truths are made in float32.
+ones to parts that work against it. Exact up to the rounding of the model's dtype: truths are made in float32.
 """
 
 from __future__ import annotations

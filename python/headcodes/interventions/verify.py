@@ -129,7 +129,7 @@ def in_order(
 def shrunk(
     effects: Float[np.ndarray, "n_pairs n_head"], proposed: Float[np.ndarray, " n_head"], signed: bool
 ) -> Float[np.ndarray, " n_head"]:
-    """Return the effects to be expected on other prompts: exact means, drawn towards what the proposal foretells.
+    """Return the effects to be expected on other prompts: exact means, shrunk towards what the proposal predicts.
 
     Empirical Bayes over the patched heads: with e the exact means, s^2 their sampling variances and b p the proposal
     scaled by least squares through 0, tau^2 = max(0, mean((e - b p)^2 - s^2)) is how far the proposal is off, and the
@@ -169,7 +169,7 @@ def verify_in_order(
     A head is confirmed where its mean effect is at least that large and its 95% interval over prompts excludes 0.
 
     Args:
-        proposed: what the proposal says of each head's effect, for the estimate. signed: whether with a sign.
+        proposed: the proposal's own score of each head, for the estimate. signed: whether it has a sign.
         pairs: How many answered pairs to patch.
         budget: In token-layers, one token through one layer: what may be spent in all once ``at_least`` heads are
             patched. Counted, not timed, so that the same run patches the same heads again.

@@ -43,7 +43,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "contrast",
-            "how much a head's change speaks for the answer, and to the stream in pairs in which its code flips",
+            "change of a head's output towards the answer, plus its change of the stream in pairs whose codes differ",
             f"headcodes, with codes after {_ONEILL}",
             "forward",
             ("node", "edge"),

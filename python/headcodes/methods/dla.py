@@ -1,4 +1,4 @@
-"""Direct logit attribution: what a head itself says about the answer at the last position."""
+"""Direct logit attribution: the direct effect of a head's output on the answer's logits at the last position."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
             parts = run(model, batch.clean, batch, also=reads.recording())
             direction = answer_direction(model, batch, parts.logits, reads.final_in)
             at = EachDevice(torch.arange(len(batch.rows)), batch.last)
-            said = []
+            scores = []
             for layer, z in enumerate(parts.z):
                 norm, written = reads.norm_behind("z", layer)
                 row, last = at.on(z.device)
                 read = direction if norm is None else FrozenNorm.of(norm, written[row, last]).back(direction)
                 heads = model.by_head(layer, z[row, last].float()) * model.facts.scale("z", layer)
                 weights = model.W_O[layer].to(heads.device).float()
-                said.append(torch.einsum("bhd,hdm,bm->h", heads, weights, read.to(heads.device)))
-            total += brought(said)
+                scores.append(torch.einsum("bhd,hdm,bm->h", heads, weights, read.to(heads.device)))
+            total += brought(scores)
             advance(len(batch.rows))
     findings.set_signed(total / len(tokens))
     return findings
@@ -58,7 +58,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
 def answer_direction(
     model: Model, batch: Batch, logits: Float[Tensor, "batch n_vocab"], final: Float[Tensor, "batch seq d_model"]
 ) -> Float[Tensor, "batch d_model"]:
-    """Return the direction in the residual stream that speaks for the right answers against the wrong ones.
+    """Return the direction in the residual stream that raises the right answers' logits against the wrong ones'.
 
     The unembedding of each answer, weighed by its share in the logit difference's derivative, seen through the final
     norm at the scale it has at each prompt's last position.

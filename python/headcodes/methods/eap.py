@@ -260,7 +260,7 @@ class _Pass:
 
 
 def _differences(clean: Parts, corrupt: Parts, at: Tensor | None) -> Parts:
-    """Return what every part says less on the corrupted prompt, at the positions that count."""
+    """Return every part's output on the clean prompt less that on the corrupted one, at the positions that count."""
 
     def less(ours: Tensor, theirs: Tensor) -> Tensor:
         found = ours.detach() - theirs

@@ -16,7 +16,7 @@ from headcodes.report.attention import AttentionPattern
 from headcodes.report.curve_figures import Curve
 from headcodes.settings import SETTINGS
 
-# Why ``default`` took no gradients: as ``fallback`` in result.json says it.
+# Why ``default`` took no gradients: as ``fallback`` in result.json has it.
 NOT_ASKED_FOR = "gradients were not asked for"
 # What a reader is told of several seeds: of heads and of pairs.
 SEED_LABELS = ("spread", "consensus")

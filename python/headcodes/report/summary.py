@@ -1,4 +1,4 @@
-"""What the page says of a run, and of many side by side."""
+"""What the page shows of a run, and of many side by side."""
 
 from __future__ import annotations
 

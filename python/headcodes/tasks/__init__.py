@@ -45,8 +45,7 @@ _TASKS: dict[str, Task] = {
             id="induction",
             summary="in a repeated run of random words, the next word is the one that came next before",
             # unrepeated: the first run is of other words, but for the two answers. swapped: the last word is another
-            # word of the run, so that the answer flips; previous-token heads then say in the first run what they said
-            # before.
+            # word of the run, so that the answer flips; previous-token heads have the same outputs in the first run.
             negatives=("unrepeated", "swapped"),
             source="Olsson et al. 2022, arXiv 2209.11895",
             prepare=induction.prepare,
