@@ -24,7 +24,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 TINY = 2  # a head's width
-GPU_BYTES = 80 << 30
 SHAPES: dict[str, dict[str, int]] = {
     "gpt2-xl": {"layers": 48, "heads": 25, "d_head": 64, "d_model": 1600, "d_mlp": 6400, "kv": 25},
     "llama-3-8b": {"layers": 32, "heads": 32, "d_head": 128, "d_model": 4096, "d_mlp": 14336, "kv": 8},

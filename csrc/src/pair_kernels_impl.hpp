@@ -90,13 +90,10 @@ void compare_rows(const CompareProgram& program, const std::byte* rows, bool any
 
 void compare(const CompareProgram& program, const std::byte* rows, unsigned id_bytes, bool any_dead,
              std::int32_t* counts) {
-  if (id_bytes == 1) {
-    compare_rows<std::uint8_t>(program, rows, any_dead, counts);
-  } else if (id_bytes == 2) {
-    compare_rows<std::uint16_t>(program, rows, any_dead, counts);
-  } else {
-    compare_rows<std::uint32_t>(program, rows, any_dead, counts);
-  }
+  const auto run = id_bytes == 1   ? compare_rows<std::uint8_t>
+                   : id_bytes == 2 ? compare_rows<std::uint16_t>
+                                   : compare_rows<std::uint32_t>;
+  run(program, rows, any_dead, counts);
 }
 
 template <class T>
@@ -180,11 +177,8 @@ void spread_chunk(const SpreadProgram& program, const std::byte* rows, std::int3
 
 void spread(const SpreadProgram& program, const std::byte* rows, unsigned lane_bytes, std::int32_t* counts,
             std::int32_t* hits) {
-  if (lane_bytes == 2) {
-    spread_chunk<std::uint16_t>(program, rows, counts, hits);
-  } else if (lane_bytes == 4) {
-    spread_chunk<std::uint32_t>(program, rows, counts, hits);
-  } else {
-    spread_chunk<std::uint64_t>(program, rows, counts, hits);
-  }
+  const auto run = lane_bytes == 2   ? spread_chunk<std::uint16_t>
+                   : lane_bytes == 4 ? spread_chunk<std::uint32_t>
+                                     : spread_chunk<std::uint64_t>;
+  run(program, rows, counts, hits);
 }

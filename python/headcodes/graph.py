@@ -82,6 +82,20 @@ def check_heads(heads: Iterable[Head], n_layers: int, n_heads: int) -> None:
             )
 
 
+def head_mask(heads: Iterable[Head], n_layers: int, n_heads: int) -> Bool[np.ndarray, "n_layers n_heads"]:
+    """Return True where a head is one of ``heads``.
+
+    Raises:
+        HeadcodesError: see ``check_heads``.
+    """
+    chosen = list(heads)
+    check_heads(chosen, n_layers, n_heads)
+    mask = np.zeros((n_layers, n_heads), dtype=bool)
+    for head in chosen:
+        mask[head] = True
+    return mask
+
+
 @dataclass(frozen=True)
 class Graph:
     """Every node that writes to the residual stream, everything that reads it, and the edges between them.
@@ -225,10 +239,7 @@ class GroundTruth:
     @property
     def labels(self) -> Bool[np.ndarray, "n_layers n_heads"]:
         """True where a head is in the circuit."""
-        labels = np.zeros((self.n_layers, self.n_heads), dtype=bool)
-        for head in self.heads:
-            labels[head] = True
-        return labels
+        return head_mask(self.heads, self.n_layers, self.n_heads)
 
     @property
     def pair_labels(self) -> Bool[np.ndarray, "n_component n_component"]:

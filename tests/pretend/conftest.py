@@ -28,8 +28,8 @@ def brief() -> Iterator[None]:
     short = {name: _shortened(recipe) for name, recipe in recipes.RECIPES.items()}
     with (
         mock.patch.dict(recipes.RECIPES, short),
-        mock.patch.dict(acdc.find.__kwdefaults__, thresholds=(0.01,)),
-        mock.patch.dict(sp.find.__kwdefaults__, n_epochs=2),
+        mock.patch.object(acdc, "THRESHOLDS", (0.01,)),
+        mock.patch.object(sp, "N_EPOCHS", 2),
     ):
         yield
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write, read_json, reading, reason_of
-from headcodes.graph import head_name, parse_head, split_slot, stage
+from headcodes.graph import head_mask, head_name, parse_head, split_slot, stage
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -208,10 +208,7 @@ class Circuit:
     @property
     def head_mask(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Membership [n_layers, n_heads]: True where the head is in the circuit."""
-        mask = np.zeros((self.n_layers, self.n_heads), dtype=bool)
-        for head in self.heads:
-            mask[head] = True
-        return mask
+        return head_mask(self.heads, self.n_layers, self.n_heads)
 
     @property
     def head_scores(self) -> Float[np.ndarray, "n_layers n_heads"]:

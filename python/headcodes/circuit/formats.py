@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -30,10 +30,7 @@ from headcodes.circuit.circuit import Circuit
 from headcodes.circuit.mib import from_mib, write_mib
 from headcodes.errors import HeadcodesError, missing_package
 from headcodes.files import atomic_write, read_json, reading
-from headcodes.graph import parse_head, split_slot
-
-if TYPE_CHECKING:
-    from headcodes.graph import Edges
+from headcodes.graph import Edges, parse_head, split_slot
 
 
 def to_networkx(circuit: Circuit) -> Any:
@@ -133,8 +130,6 @@ def with_edges(circuit: Circuit, edges: Edges) -> Circuit:
 def _read_edges(circuit: Path, name: str) -> Edges:
     """Read the scores of all edges that ``Result.save`` wrote beside a circuit."""
     from safetensors import safe_open
-
-    from headcodes.graph import Edges
 
     mend = "Copy it too, or take edge_scores_file out of the circuit."
     with reading("the file of edge scores that the circuit names must lie beside it", circuit.parent / name, mend):

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from headcodes.comparison.page import render
 from headcodes.files import atomic_write
 
 SCHEMA = 1
@@ -133,8 +134,6 @@ def table(rows: Sequence[Row]) -> str:
 
 def write(rows: Sequence[Row], out: Path) -> None:
     """Write ``results.csv``, ``results.json`` and ``page.html`` into ``out``."""
-    from headcodes.comparison.page import render
-
     names = [field.name for field in fields(Row) if field.name not in ("labels", "scores", "sizes", "faithfulness")]
     text = io.StringIO()
     sheet = csv.DictWriter(text, names)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
-from headcodes.graph import check_heads
+from headcodes.graph import head_mask
 from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.metric import measure_log_p
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed, run_edited
@@ -246,7 +246,7 @@ def faithfulness(
         HeadcodesError: a head that the model does not have; the full model does not differ from the empty
             one; or as ``behaviour``.
     """
-    circuit = _mask(model, heads)
+    circuit = head_mask(heads, model.n_layers, model.n_heads)
     without = []
     for head in heads if minimality else ():
         smaller = circuit.copy()
@@ -324,14 +324,6 @@ def default_sizes(n_all: int) -> list[int]:
     """Return 0, 1, 2, 5, 10, 20, 50 ... below ``n_all``, and ``n_all``."""
     steps = [step * 10**power for power in range(len(str(n_all))) for step in (1, 2, 5)]
     return [0, *(step for step in steps if step < n_all), n_all]
-
-
-def _mask(model: Model, heads: Sequence[tuple[int, int]]) -> Bool[np.ndarray, "n_layers n_heads"]:
-    mask = np.zeros((model.n_layers, model.n_heads), dtype=bool)
-    check_heads(heads, model.n_layers, model.n_heads)
-    for head in heads:
-        mask[head] = True
-    return mask
 
 
 def _first(order: np.ndarray[Any, Any], size: int, shape: tuple[int, int]) -> Bool[np.ndarray, "n_layers n_heads"]:

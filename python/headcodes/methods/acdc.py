@@ -23,41 +23,30 @@ if TYPE_CHECKING:
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
     from headcodes.models.model import Model
-    from headcodes.settings import Metric
 
+# In the loss's unit.
 THRESHOLDS = tuple(float(threshold) for threshold in 10 ** np.linspace(-4, 0, 21))
 MOST_EDGES = 5000
 
 
-def find(
-    name: str,
-    inputs: Inputs,
-    level: Level,
-    seed: int,
-    *,
-    ablation: PairAblation = "resample",
-    loss: Metric | None = None,
-    thresholds: Sequence[float] = THRESHOLDS,
-) -> Findings:
+def find(name: str, inputs: Inputs, level: Level, seed: int, *, ablation: PairAblation = "resample") -> Findings:
     """Score every edge (a head, where edges are too many) by the largest threshold at which it survives, 0 if at
     none.
 
     Conmy et al. 2023, arXiv 2304.14997, algorithm 1: candidates are visited from the logits back, and one goes for
     good when the loss grows by less than the threshold. Defaults are the paper's best setting, and its sweep:
-    corrupted ablation, KL divergence, 21 thresholds from 1e-4 to 1. Models of up to 5000 edges are searched edge by
+    resample ablation, KL divergence, 21 thresholds from 1e-4 to 1. Models of up to 5000 edges are searched edge by
     edge, and a head scores as the best of the edges it writes to; larger ones, and those with grouped-query attention
     or norms behind their parts, head by head.
 
     Args:
         ablation: "resample" or "zero".
-        loss: the metric whose loss is measured; the inputs' own, else "kl".
-        thresholds: in the loss's unit.
 
     Raises:
         HeadcodesError: edges asked for in a model that can only be searched by heads.
     """
     model, tokens = inputs.model, inputs.tokens
-    loss = loss or inputs.metric or "kl"
+    loss = inputs.metric or "kl"
     findings = Findings.of(model)
     by_edges = _fits(model)
     if level == "edge" and not by_edges:
@@ -66,7 +55,7 @@ def find(
             f"{graph_of(model).n_edges} edges, {model.n_heads} heads on {model.n_kv_heads} keys and values",
             "Use level='node', which searches heads, or eap for edges.",
         )
-    steps = sorted(thresholds)
+    steps = sorted(THRESHOLDS)
     with findings.timed("search"):
         if not by_edges:
             heads = HeadAblation(model, tokens, ablation, loss)

@@ -97,11 +97,8 @@ class Method:
             HeadcodesError: it has none.
         """
         if level not in self.levels:
-            from headcodes.methods import METHODS
-
-            others = ", ".join(method.id for method in METHODS.values() if level in method.levels)
             raise HeadcodesError(
                 f"the level of method {self.id!r} must be {' or '.join(self.levels)}",
                 f"level={level!r}",
-                f"Choose another level, or a method that has it: {others}.",
+                "Choose another level, or a method that has it: `headcodes methods` lists them.",
             )

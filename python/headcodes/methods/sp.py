@@ -13,7 +13,6 @@ from headcodes.interventions.runs import Edits, ready, run
 from headcodes.methods.findings import Findings
 from headcodes.models.hooks import Edit
 from headcodes.progress import progress
-from headcodes.settings import Metric
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -26,20 +25,11 @@ if TYPE_CHECKING:
 # 2021.
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 START = 0.9
+# Weight of the gates that stay open; epochs and rate of Adam, on all pairs at once.
+REGULARISATION, N_EPOCHS, LEARNING_RATE = 1.0, 200, 0.05
 
 
-def find(
-    name: str,
-    inputs: Inputs,
-    level: Level,
-    seed: int,
-    *,
-    ablation: PairAblation = "resample",
-    loss: Metric | None = None,
-    regularisation: float = 1.0,
-    n_epochs: int = 200,
-    lr: float = 0.05,
-) -> Findings:
+def find(name: str, inputs: Inputs, level: Level, seed: int, *, ablation: PairAblation = "resample") -> Findings:
     """Score a head by the probability that its learned gate is open.
 
     Cao et al. 2021, arXiv 2104.03514, as Conmy et al. 2023 ran it on model parts: z becomes gate * z + (1 - gate) *
@@ -49,25 +39,22 @@ def find(
 
     Args:
         ablation: what a closed gate puts in place: "resample" or "zero".
-        loss: the metric whose loss is learned from; the inputs' own, else "kl".
-        regularisation: the weight of the gates that stay open.
-        n_epochs, lr: of Adam, on all pairs at once.
     """
     model, tokens = inputs.model, inputs.tokens
-    loss = loss or inputs.metric or "kl"
+    loss = inputs.metric or "kl"
     findings = Findings.of(model)
     generator = torch.Generator().manual_seed(seed)
     share = (START - GAMMA) / (ZETA - GAMMA)
     mask = torch.full((model.n_layers, model.n_heads), math.log(share / (1 - share)), requires_grad=True)
-    adam = torch.optim.Adam([mask], lr=lr)
-    with findings.timed("train"), progress("probing", total=n_epochs) as advance:
+    adam = torch.optim.Adam([mask], lr=LEARNING_RATE)
+    with findings.timed("train"), progress("probing", total=N_EPOCHS) as advance:
         whole = HeadAblation(model, tokens, ablation, loss)
         with ready(model):
-            for _ in range(n_epochs):
+            for _ in range(N_EPOCHS):
                 adam.zero_grad()
                 # The device gets them once an epoch, not once a layer.
                 gates = sample(mask, generator).to(model.device)
-                (regularisation * is_open(mask).mean()).backward(retain_graph=True)
+                (REGULARISATION * is_open(mask).mean()).backward(retain_graph=True)
                 for reference in whole.references:
                     edits: dict[int, Edit] = {
                         layer: gate(gates[layer], reference.ablated.z[layer]) for layer in range(model.n_layers)

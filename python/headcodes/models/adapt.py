@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from headcodes.errors import HeadcodesError, missing_package
+from headcodes.files import reason_of
 from headcodes.models.check import prove
 from headcodes.models.families import find_family, refuse, resolve_path
 from headcodes.models.model import Model
@@ -115,16 +116,15 @@ def _through_lens(module: Any, tokenizer: Any, name: str, owned: bool, known_che
             bridge = TransformerBridge.boot_transformers(name, hf_model=given, tokenizer=again, trust_remote_code=False)
         return from_bridge(bridge, tokenizer, name, known_checksum=known_checksum)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HeadcodesError(
-            "A model must be of a family in docs/models.md or one that TransformerLens can open",
-            f"{module.config.model_type} ({reason})",
+            "a model must be of a family in docs/models.md or one that TransformerLens can open",
+            f"{module.config.model_type} ({reason_of(error)})",
             'Name its attention output projection: projection="model.layers.{layer}.self_attn.o_proj".',
         ) from error
 
 
 def from_lens(place: Source, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Model:
-    """Open weights in TransformerLens's own old format (attn-only-4l and its kin)."""
+    """Open weights in TransformerLens's own old format (attn-only-4l and the like)."""
     name = next((row.source for row in known_models() if row.name == place.name), place.name)
     ask_hub(Source("hub", name))
     try:

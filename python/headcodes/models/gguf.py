@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.files import cache_dir, sweep, temporary_prefix
+from headcodes.files import cache_dir, reason_of, sweep, temporary_prefix
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -86,10 +86,9 @@ def _convert(path: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
             advance(1)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HeadcodesError(
-            "A .gguf file must hold a language model that transformers can read",
-            f"{path} ({reason})",
+            "a .gguf file must hold a language model that transformers can read",
+            f"{path} ({reason_of(error)})",
             "Give the model's folder or hub name instead.",
         ) from error
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Head
+from headcodes.models.hooks import capture_inputs
 from headcodes.tasks import ioi
 
 if TYPE_CHECKING:
@@ -329,8 +330,6 @@ def set_norms(
     ``scales(layer, norms)`` says by what to multiply each head's output weights; each layer is scaled on its way
     through the one forward pass, before the next layer reads it.
     """
-    from headcodes.models.hooks import capture_inputs
-
     rows = [tokenizer.encode(pair.clean) for pair in task.build(tokenizer, _N_CALIBRATION_PAIRS)]
     length = max(map(len, rows))
     tokens = torch.tensor([row + row[-1:] * (length - len(row)) for row in rows])

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.files import checksum
+from headcodes.files import cache_dir, checksum
+from headcodes.provenance import versions
 from headcodes.scan.measure import BudgetExceeded, begin_peak, budget, peak_bytes
 from headcodes.scan.plan import Cell, forget_models
 
@@ -289,8 +290,6 @@ def row_of(identity: str, cell: Cell, **found: Any) -> dict[str, Any]:
 
 def failed(identity: str, cell: Cell, error: str, kind: str = "error") -> dict[str, Any]:
     """Return the row of a cell without a result; ``kind`` is "budget", "refused" (a HeadcodesError) or "error"."""
-    from headcodes.provenance import versions
-
     peak = peak_bytes(cell.device)
     return row_of(
         identity,
@@ -305,7 +304,6 @@ def failed(identity: str, cell: Cell, error: str, kind: str = "error") -> dict[s
 
 def weight_files(cell: Cell) -> list[Path]:
     """Return the files on this machine that loading a cell's model will read; none where they are not known."""
-    from headcodes.files import cache_dir
     from headcodes.models.sources import hub_folder, resolve
 
     try:

@@ -122,37 +122,32 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 def plant() -> Any:
     found = planted.load("planted-ioi")
     tokens = tokenize(found.task.build(found.model.tokenizer, 8), found.model.tokenizer)
-    labels = np.zeros((found.model.n_layers, found.model.n_heads), dtype=bool)
-    for heads in found.truth.roles.values():
-        for head in heads:
-            labels[head] = True
-    return Inputs(found.model, tokens), labels, found
+    return Inputs(found.model, tokens), found.truth.labels, found
 
 
 @pytest.mark.parametrize("name", ["hisp", "eap", "eap-ig-inputs", "eap-ig-activations", "patching", "sp", "acdc"])
-def test_planted_heads_are_recovered(plant: Any, name: str) -> None:
+def test_planted_heads_are_recovered(plant: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acdc, "THRESHOLDS", (1e-3, 1e-2))
     inputs, labels, _ = plant
-    found = (
-        acdc.find(name, inputs, "node", 0, thresholds=(1e-3, 1e-2))
-        if name == "acdc"
-        else methods.get(name).find(inputs, "node")
-    )
+    found = methods.get(name).find(inputs, "node")
     assert auc(found.head_scores, labels) >= (0.95 if name == "hisp" else 0.999), found.head_scores
 
 
-def test_edges_of_large_and_of_grouped_models_are_refused_by_name(tiny_model: Any) -> None:
-    inputs = Inputs(tiny_model("llama"), token_pairs())
+def test_edges_of_large_and_of_grouped_models_are_refused_by_name(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acdc, "THRESHOLDS", (0.01,))
+    inputs = Inputs(tiny_model("llama"), token_pairs(), metric="logit-diff")
     with pytest.raises(HeadcodesError, match="4 heads on 2 keys and values"):
         acdc.find("acdc", inputs, "edge", 0)
-    found = acdc.find("acdc", inputs, "node", 0, ablation="zero", loss="logit-diff", thresholds=(0.01,))
+    found = acdc.find("acdc", inputs, "node", 0, ablation="zero")
     assert set(np.unique(found.head_scores)) <= {0.0, 0.01}
 
 
-def test_probing_is_seeded_and_gates_stay_probabilities(tiny_model: Any) -> None:
+def test_probing_is_seeded_and_gates_stay_probabilities(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sp, "N_EPOCHS", 5)
     inputs = Inputs(tiny_model("gpt2"), token_pairs())
-    first, again, other = (
-        sp.find("sp", inputs, "node", seed, ablation="zero", n_epochs=5).head_scores for seed in (1, 1, 2)
-    )
+    first, again, other = (sp.find("sp", inputs, "node", seed, ablation="zero").head_scores for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     assert ((first > 0) & (first < 1)).all()
