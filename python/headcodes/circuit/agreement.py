@@ -74,8 +74,8 @@ class SeedScores:
         circuits = self.circuits(top)
         place = {name: i for i, name in enumerate(circuits[0].node_scores)}
         share = np.zeros(self.pair_scores.shape[1:])
-        for (source, target), n_seeds in Counter(edge for circuit in circuits for edge in circuit.edges).items():
-            i, j = place[source], place[target]
+        for (source, destination), n_seeds in Counter(edge for circuit in circuits for edge in circuit.edges).items():
+            i, j = place[source], place[destination]
             share[i, j] = share[j, i] = n_seeds / len(circuits)
         return share
 

@@ -23,15 +23,17 @@ def to_prune_scores(circuit: Circuit) -> dict[str, Float[np.ndarray, "*shape"]]:
 
     Keys and shapes, in float32: ``blocks.{l}.hook_q_input`` (and ``_k_``, ``_v_``) [n_heads, n_before],
     ``blocks.{l}.hook_mlp_in`` [n_before], ``blocks.{last}.hook_resid_post`` [n_before], with n_before the
-    writers before that module in the order input, heads and MLP of layer 0, of layer 1 ... Edges are scored
+    sources before that module in the order input, heads and MLP of layer 0, of layer 1 ... Edges are scored
     as in ``to_mib``.
     """
     check_n_edges(circuit)
     score, _ = filled_graph(circuit)
     found: dict[str, Float[np.ndarray, "*shape"]] = {}
-    for name, readers, before in _modules(circuit):
-        values = np.array([[score(source, reader) for source in before] for reader in readers], dtype=np.float32)
-        found[name] = values if readers[0].endswith(">") else values[0]
+    for name, destinations, sources in _modules(circuit):
+        values = np.array(
+            [[score(source, destination) for source in sources] for destination in destinations], dtype=np.float32
+        )
+        found[name] = values if destinations[0].endswith(">") else values[0]
     return found
 
 
@@ -43,17 +45,17 @@ def from_prune_scores(scores: Mapping[str, Any], circuit: Circuit) -> Circuit:
         HeadcodesError: a module is missing or has another shape.
     """
     edge_scores: dict[tuple[str, str], float] = {}
-    for name, readers, before in _modules(circuit):
+    for name, destinations, sources in _modules(circuit):
         values = np.asarray(scores.get(name, ()), dtype=np.float64)
-        if values.size != len(readers) * len(before):
+        if values.size != len(destinations) * len(sources):
             raise HeadcodesError(
-                f"prune scores must have {len(readers)} x {len(before)} numbers at {name}",
+                f"prune scores must have {len(destinations)} x {len(sources)} numbers at {name}",
                 f"shape {values.shape}",
                 "Give the scores of this very model.",
             )
-        for reader, row in zip(readers, values.reshape(len(readers), len(before)), strict=True):
-            for source, value in zip(before, row, strict=True):
-                edge_scores[source, reader] = float(value)
+        for destination, row in zip(destinations, values.reshape(len(destinations), len(sources)), strict=True):
+            for source, value in zip(sources, row, strict=True):
+                edge_scores[source, destination] = float(value)
     edges = tuple(edge for edge, value in edge_scores.items() if value != 0)
     return replace(circuit, edges=edges, edge_scores=edge_scores)
 
@@ -81,7 +83,7 @@ def read_prune_scores(path: Path | str, circuit: Circuit) -> Circuit:
 
 
 def _modules(circuit: Circuit) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Yield each reading module of auto-circuit's graph: its name, the readers in it, the writers before
+    """Yield each reading module of auto-circuit's graph: its name, the destinations in it, the sources before
     it."""
     graph = mib_graph(circuit)
     sources, destinations = graph.sources, graph.destinations

@@ -78,11 +78,11 @@ class Circuit:
         for name in {*self.nodes, *self.node_scores}:
             stages[name] = self._stage(name)
         for source, destination in {*self.edges, *self.edge_scores}:
-            target, slot = split_slot(destination)
-            for name in (source, target):
+            node, slot = split_slot(destination)
+            for name in (source, node):
                 if name not in stages:
                     stages[name] = self._stage(name)
-            if stages[source] >= stages[target] or (slot and parse_head(target) is None):
+            if stages[source] >= stages[node] or (slot and parse_head(node) is None):
                 raise HeadcodesError(
                     "an edge must go from a node to one that reads later, and only heads have slots q, k and v",
                     f"{source}->{destination}",

@@ -55,12 +55,12 @@ def to_networkx(circuit: Circuit) -> Any:
 
     for name in circuit.nodes:
         add(name)
-    for source, target in circuit.edges:
-        name, slot = split_slot(target)
+    for source, destination in circuit.edges:
+        name, slot = split_slot(destination)
         for end in (source, name):
             if end not in graph:
                 add(end)
-        score = circuit.edge_scores.get((source, target))
+        score = circuit.edge_scores.get((source, destination))
         old: dict[str, Any] = {"score": None, "slot": ""}
         if graph.has_edge(source, name):
             old = graph.edges[source, name]

@@ -41,7 +41,7 @@ def check_n_edges(circuit: Circuit) -> None:
     n_edges = mib_graph(circuit).n_edges
     if n_edges > _MOST_EDGES:
         raise HeadcodesError(
-            f"a graph with an edge for every reader and writer must have at most {_MOST_EDGES:,} edges",
+            f"a graph with an edge for every source and destination must have at most {_MOST_EDGES:,} edges",
             f"{n_edges:,}, of {circuit.n_layers} layers of {circuit.n_heads} heads",
             "Export it as circuit or graphml.",
         )
@@ -75,8 +75,8 @@ def to_mib(circuit: Circuit) -> dict[str, Any]:
         },
         "nodes": nodes,
         "edges": {
-            f"{source}->{target}": {"score": score(source, target), "in_graph": member(source, target)}
-            for source, target in mib_graph(circuit).named_edges()
+            f"{source}->{destination}": {"score": score(source, destination), "in_graph": member(source, destination)}
+            for source, destination in mib_graph(circuit).named_edges()
         },
     }
 
@@ -206,7 +206,9 @@ def _check_graphs(files: list[Path], model: str) -> None:
         shape = (circuit.n_layers, circuit.n_heads, circuit.d_model)
         if shape != MIB_MODELS[model]:
             raise _broken(f"{model} must have layers, heads, d_model {MIB_MODELS[model]}", file, f"{shape}")
-        missing = {f"{source}->{target}" for source, target in mib_graph(circuit).named_edges()} ^ set(data["edges"])
+        missing = {f"{source}->{destination}" for source, destination in mib_graph(circuit).named_edges()} ^ set(
+            data["edges"]
+        )
         if missing:
             raise _broken("a graph must have every edge of the model and no other", file, f"not {min(missing)}")
         shares.append(len(circuit.edges) / len(data["edges"]))
@@ -236,7 +238,9 @@ def _cut(graph: dict[str, Any], share: float) -> dict[str, Any]:
 
 def beyond_pairs(edges: Iterable[tuple[str, str]]) -> bool:
     """Whether any of the edges is not one between two heads, or to a slot of one: it has an MLP, input or logits."""
-    return any(parse_head(source) is None or parse_head(split_slot(target)[0]) is None for source, target in edges)
+    return any(
+        parse_head(source) is None or parse_head(split_slot(destination)[0]) is None for source, destination in edges
+    )
 
 
 def _chooses_all(circuit: Circuit) -> bool:
@@ -260,25 +264,25 @@ def filled_graph(circuit: Circuit) -> tuple[Callable[[str, str], float], Callabl
     best = max((abs(score) for score in scores.values()), default=0.0) or 1.0
     strongest_pair = max((abs(score) for score in circuit.edge_scores.values()), default=0.0) or 1.0
 
-    def own(source: str, target: str) -> float:
-        return circuit.edge_scores.get((source, target), 0.0)
+    def own(source: str, destination: str) -> float:
+        return circuit.edge_scores.get((source, destination), 0.0)
 
-    def made(source: str, target: str) -> float:
-        name = split_slot(target)[0]
+    def made(source: str, destination: str) -> float:
+        name = split_slot(destination)[0]
         ends = [scores.get(end, 0.0) for end in (source, name) if parse_head(end)]
         if len(ends) == 2 and circuit.edge_scores:
-            score = circuit.edge_scores.get((source, target), circuit.edge_scores.get((source, name), 0.0))
+            score = circuit.edge_scores.get((source, destination), circuit.edge_scores.get((source, name), 0.0))
             return score * best / strongest_pair
         return min(ends, key=abs) if ends else best
 
     chooses_all, members = _chooses_all(circuit), {n for n in mib_graph(circuit).sources if _node_member(circuit, n)}
 
-    def member(source: str, target: str) -> bool:
+    def member(source: str, destination: str) -> bool:
         if chooses_all:
-            return (source, target) in chosen
-        name = split_slot(target)[0]
+            return (source, destination) in chosen
+        name = split_slot(destination)[0]
         if parse_head(source) and parse_head(name) and chosen:
-            return (source, target) in chosen or (source, name) in chosen
+            return (source, destination) in chosen or (source, name) in chosen
         return source in members and (name == "logits" or name in members)
 
     return (own if beyond_pairs((*circuit.edge_scores, *circuit.edges)) else made), member

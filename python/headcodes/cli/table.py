@@ -67,10 +67,10 @@ def _proposed(result: Result, top: int) -> list[str]:
     lines += _tests(result)
     if circuit.edges:
         lines += ["", f"{'rank':>4}  {'from':<9} {'to':<9} {columns}"]
-        for rank, (source, target) in enumerate(circuit.edges, start=1):
-            line = f"{rank:>4}  {source:<9} {target:<9} {_score(circuit.edge_scores[source, target]):>9}"
+        for rank, (source, destination) in enumerate(circuit.edges, start=1):
+            line = f"{rank:>4}  {source:<9} {destination:<9} {_score(circuit.edge_scores[source, destination]):>9}"
             if by_seed is not None:
-                index = result.components.index(source) * len(result.components) + result.components.index(target)
+                index = result.components.index(source) * len(result.components) + result.components.index(destination)
                 line += f"  {_score(agreement['pair_spread'][index]):>8}  {agreement['pair_consensus'][index]:>9.0%}"
             lines.append(line)
     return lines
@@ -120,8 +120,10 @@ def _confirmed(result: Result, verification: Verification) -> list[str]:
     lines += _tests(result)
     if circuit.edges:
         lines += ["", f"{'rank':>4}  {'from':<9} {'to':<12} {'effect':>8}  95% interval"]
-        for rank, (source, target) in enumerate(circuit.edges, start=1):
-            lines.append(f"{rank:>4}  {source:<9} {target:<12} {_effect(circuit.effects[f'{source}->{target}'])}")
+        for rank, (source, destination) in enumerate(circuit.edges, start=1):
+            lines.append(
+                f"{rank:>4}  {source:<9} {destination:<12} {_effect(circuit.effects[f'{source}->{destination}'])}"
+            )
     if (held := result.held_out) is not None:
         alone = held["faithfulness_without_mlps"]
         lines += [

@@ -54,7 +54,7 @@ class Difference:
             return " ".join(names) or "none"
 
         def arrows(edges: Sequence[tuple[str, str]]) -> str:
-            return listed([f"{source}->{target}" for source, target in edges])
+            return listed([f"{source}->{destination}" for source, destination in edges])
 
         return "\n".join(
             [
@@ -110,7 +110,7 @@ def diff(a: Circuit, b: Circuit) -> Difference:
 
 
 def _pairs_of_heads(edges: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    pairs = ((source, split_slot(target)[0]) for source, target in edges)
+    pairs = ((source, split_slot(destination)[0]) for source, destination in edges)
     return tuple(dict.fromkeys(pair for pair in pairs if parse_head(pair[0]) and parse_head(pair[1])))
 
 

@@ -270,12 +270,12 @@ def _pair_scores(circuit: Circuit) -> np.ndarray[Any, Any]:
     """
     n = circuit.n_layers * circuit.n_heads
     scores = np.zeros((n, n))
-    for (source, target), score in circuit.edge_scores.items():
-        name = split_slot(target)[0]
+    for (source, destination), score in circuit.edge_scores.items():
+        name = split_slot(destination)[0]
         first, second = parse_head(source), parse_head(name)
         if first is not None and second is not None:
             i, j = first[0] * circuit.n_heads + first[1], second[0] * circuit.n_heads + second[1]
-            if target == name:
+            if destination == name:
                 scores[i, j] = abs(score)
             elif (source, name) not in circuit.edge_scores:
                 scores[i, j] += abs(score)

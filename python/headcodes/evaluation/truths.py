@@ -19,8 +19,8 @@ def _heads(text: str) -> tuple[Head, ...]:
     return tuple((int(layer), int(head)) for layer, head in (word.split(".") for word in text.split()))
 
 
-def _all_pairs(sources: Iterable[Head], targets: Iterable[Head]) -> tuple[Pair, ...]:
-    return tuple(product(sources, targets))
+def _all_pairs(sources: Iterable[Head], destinations: Iterable[Head]) -> tuple[Pair, ...]:
+    return tuple(product(sources, destinations))
 
 
 GPT2 = "openai-community/gpt2"
@@ -150,7 +150,7 @@ def circuit_of(truth: GroundTruth) -> Circuit:
         n_layers=truth.n_layers,
         n_heads=truth.n_heads,
         nodes=tuple(head_name(*head) for head in truth.heads) + tuple(f"m{layer}" for layer in truth.mlps),
-        edges=tuple((head_name(*source), head_name(*target)) for source, target in truth.pairs),
+        edges=tuple((head_name(*source), head_name(*destination)) for source, destination in truth.pairs),
         model=truth.model,
         task=truth.task,
         method=truth.name,

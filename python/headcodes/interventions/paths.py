@@ -61,8 +61,8 @@ class PathEffects:
         """Return one dict an edge: from, to, effect, low, high."""
         rows = zip(self.edges, self.mean, self.low, self.high, strict=True)
         return [
-            {"from": source, "to": target, "effect": float(mean), "low": float(low), "high": float(high)}
-            for (source, target), mean, low, high in rows
+            {"from": source, "to": destination, "effect": float(mean), "low": float(low), "high": float(high)}
+            for (source, destination), mean, low, high in rows
         ]
 
 
@@ -127,16 +127,16 @@ class _Path:
     slots: str
 
 
-def _parsed(model: Model, source: str, target: str) -> _Path:
-    name, slot = split_slot(target)
+def _parsed(model: Model, source: str, destination: str) -> _Path:
+    name, slot = split_slot(destination)
     sender, receiver = parse_head(source), parse_head(name)
     fits = sender is not None and sender[0] < model.n_layers and sender[1] < model.n_heads
     if receiver is not None and sender is not None:
         fits &= sender[0] < receiver[0] < model.n_layers and receiver[1] < model.n_heads
-    if sender is None or not fits or (receiver is None and target != "logits"):
+    if sender is None or not fits or (receiver is None and destination != "logits"):
         raise HeadcodesError(
             "a path must go from a head to a later head of the model, or to logits",
-            f"{source}->{target}",
+            f"{source}->{destination}",
             "Name it like ('a0.h1', 'a5.h5<q>').",
         )
     return _Path(sender, receiver, "" if receiver is None else slot or "qkv")

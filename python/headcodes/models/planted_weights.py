@@ -198,9 +198,9 @@ class Plant:
         self.roles.setdefault(role, []).append((layer, head))
         return self.weights(layer, head)
 
-    def feeds(self, sources: str, targets: str) -> None:
+    def feeds(self, sources: str, destinations: str) -> None:
         """Note that every head of one role feeds every head of another."""
-        self.pairs += product(self.roles[sources], self.roles[targets])
+        self.pairs += product(self.roles[sources], self.roles[destinations])
 
 
 def _look_at_offset(q: Tensor, k: Tensor, offset: int, score: float) -> None:

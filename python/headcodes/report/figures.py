@@ -174,9 +174,9 @@ def circuit_figure(
                 "y": [y for _, y in marks],
                 "marker": {"size": 7, "symbol": "diamond", "color": EDGE},
                 "hovertext": [
-                    _lines(f"<b>{source} → {target}</b>", _scored(circuit.edge_scores.get((source, target))))
-                    + edge_notes.get((source, target), "")
-                    for source, target in circuit.edges
+                    _lines(f"<b>{source} → {destination}</b>", _scored(circuit.edge_scores.get((source, destination))))
+                    + edge_notes.get((source, destination), "")
+                    for source, destination in circuit.edges
                 ],
                 "hoverinfo": "text",
             }

@@ -27,7 +27,7 @@ class Layout:
     Attributes:
         columns: one part of each column, left to right: its name says which layer the column is.
         nodes: every chosen node and every end of an edge.
-        edges: the points an edge passes from its source to its target, one a column.
+        edges: the points an edge passes from its source to its destination, one a column.
         by_head: whether a row is a head's number.
     """
 
@@ -69,8 +69,8 @@ def _row(name: str, n_heads: int) -> float:
 def _parts(names: Iterable[str], edges: Sequence[Edge]) -> list[tuple[list[str], list[Edge]]]:
     """Return connected parts as (names, edges), the one of most edges first."""
     part = {name: {name} for name in names}
-    for source, target in edges:
-        joined = part[source] | part[target]
+    for source, destination in edges:
+        joined = part[source] | part[destination]
         for name in joined:
             part[name] = joined
     found = {min(its): its for its in part.values()}
@@ -129,7 +129,9 @@ def _placed(column: Mapping[str, int], edges: Sequence[Edge]) -> tuple[dict[str,
     for vertex in vertices.values():
         vertex.view = Box()
     # Not grandalf's Graph, which finds parts too: it keeps their edges in an order of memory addresses.
-    part = graph_core(list(vertices.values()), [Arc(vertices[source], vertices[target]) for source, target in edges])
+    part = graph_core(
+        list(vertices.values()), [Arc(vertices[source], vertices[destination]) for source, destination in edges]
+    )
     drawn = Sugiyama(part)
     drawn.xspace, drawn.dw = 0.0, _LINE
     drawn.init_all(roots=[], inverted_edges=[])
@@ -159,7 +161,7 @@ def _placed(column: Mapping[str, int], edges: Sequence[Edge]) -> tuple[dict[str,
 
 
 def _stops(drawn: Any, edge: Any) -> list[Any]:
-    """Return what an edge passes: its source, a dummy in every column between, its target."""
+    """Return what an edge passes: its source, a dummy in every column between, its destination."""
     between = drawn.ctrls.get(edge)
     return list(edge.v) if between is None else [between[rank] for rank in sorted(between)]
 
