@@ -349,9 +349,9 @@ def test_the_circuit_of_several_seeds_is_that_of_the_means(by_seeds: Any) -> Non
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"seeds": []}, "seeds are whole numbers"),
-        ({"seeds": [0, -1]}, "seeds are whole numbers"),
-        ({"seeds": [0, 1, 0]}, "seeds are whole numbers"),
+        ({"seeds": []}, "seeds must be whole numbers"),
+        ({"seeds": [0, -1]}, "seeds must be whole numbers"),
+        ({"seeds": [0, 1, 0]}, "seeds must be whole numbers"),
         ({"seeds": range(3), "fdr": 0.05}, "one seed's codes"),
     ],
 )

@@ -242,7 +242,7 @@ def test_an_autoencoder_that_is_not_finite_is_refused():
         ({"scale": float("inf")}, "scale must be positive"),
         ({"dead": -2}, "dead must be -1 or 0"),
         ({"precision": "int8"}, "precision must be one of"),
-        ({"precision": "tf32", "backend": "torch"}, "needs the triton backend"),
+        ({"precision": "tf32", "backend": "torch"}, "must have the triton backend"),
         ({"backend": "cuda"}, "backend must be one of auto, torch, triton"),
     ],
 )

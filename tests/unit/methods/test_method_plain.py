@@ -142,5 +142,5 @@ def test_head_importance_is_the_gradient_of_a_gate(tiny_model: Any) -> None:
 
 @pytest.mark.parametrize("name", ["mean-diff", "code-flip", "dla", "act-norm", "random", "hisp"])
 def test_methods_without_edges_say_so(tiny_model: Any, name: str) -> None:
-    with pytest.raises(HeadcodesError, match=f"'{name}' scores node level only"):
+    with pytest.raises(HeadcodesError, match=f"level of method '{name}' must be node"):
         methods.get(name).find(Inputs(tiny_model("gpt2"), token_pairs()), "edge")

@@ -208,7 +208,7 @@ def test_a_chat_is_tokenised_as_transformers_does(model: Any, chatty: Any, monke
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (None, "with a chat template; got one without"),
+        (None, "have a chat template; got one without"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "must run no code"),
         ("{{ messages.append(1) }}{{ messages[0].content }}", "must run no code"),
         ("{{ cycler.__init__.__globals__.os.system('true') }}", "must run no code"),

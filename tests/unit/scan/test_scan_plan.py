@@ -120,7 +120,7 @@ def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
     [
         ({"tasks": (("missing.json", None),)}, "prompt file"),
         ({"tasks": (("induction", "abc"),)}, "negative of induction"),
-        ({"methods": ("dla",), "level": "edge"}, "scores its level"),
+        ({"methods": ("dla",), "level": "edge"}, "must score its level"),
     ],
 )
 def test_what_no_cell_could_do_is_refused_at_once(changes: dict[str, Any], says: str) -> None:
