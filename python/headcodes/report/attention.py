@@ -1,4 +1,4 @@
-"""Attention patterns of a few heads on a few prompts: where each token of a prompt looks."""
+"""Attention patterns of a few heads on a few prompts: which tokens each token of a prompt attends to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What codes say about chosen heads: which occur in positives only, and in which prompts."""
+"""Codes of chosen heads: which occur in positives only, and in which prompts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _N_CODES, _PROMPT_LENGTH = 3, 70
 
 
 def _sides(run: RunRecord) -> tuple[np.ndarray, Bool[np.ndarray, " n_prompt"], Bool[np.ndarray, " n_prompt"]] | None:
-    """Return codes, and which rows are judged positives and judged negatives."""
+    """Return codes, and which rows are positives and negatives that the scores were counted on."""
     codes = run.arrays.get("codes")
     if codes is None:
         return None
-    judged = np.asarray(run.arrays.get("judged", np.ones(len(codes), dtype=bool)), dtype=bool)
+    counted = np.asarray(run.arrays.get("judged", np.ones(len(codes), dtype=bool)), dtype=bool)
     clean = np.arange(len(codes)) < len(codes) // 2
-    return codes, judged & clean, judged & ~clean
+    return codes, counted & clean, counted & ~clean
 
 
 def positive_only(
@@ -66,7 +66,7 @@ def node_notes(run: RunRecord) -> dict[str, str]:
     return notes
 
 
-# Array of a run -> what a reader is told of a pair, in the order of the table.
+# Array of a run -> its label in the table of pairs, in the order of the columns.
 _PER_PAIR = {
     "pair_p_family": "p over all pairs",
     "pair_q_values": "q",

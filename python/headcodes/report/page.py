@@ -22,7 +22,7 @@ from headcodes.report.html import asset, csp_hash, embed, encodable, environment
 from headcodes.report.records import RunRecord
 from headcodes.report.summary import overview_matrix, overview_row, page_title, run_facts, run_summary, seed_groups
 
-# Prompts, codes and attention patterns: beyond this many bytes, later runs go without them and say so.
+# Prompts, codes and attention patterns: beyond this many bytes, later runs are shown without them, with a note.
 DETAIL_BYTES = 8_000_000
 # Longer prompts are cut: a page is read by people, and prompts.json has the whole.
 PROMPT_CHARACTERS = 600

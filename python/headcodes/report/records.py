@@ -18,9 +18,9 @@ from headcodes.settings import SETTINGS
 
 # Why ``default`` took no gradients: as ``fallback`` in result.json has it.
 NOT_ASKED_FOR = "gradients were not asked for"
-# What a reader is told of several seeds: of heads and of pairs.
+# Labels of what is made from several seeds, of heads and of pairs.
 SEED_LABELS = ("spread", "consensus")
-# Name in result.json -> what a reader is told, in the order of the page's menu.
+# Name in result.json -> its label, in the order of the page's menu.
 _PER_HEAD = {
     "head_scores": "score",
     "mention_scores": "mention score",

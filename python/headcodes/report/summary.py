@@ -132,7 +132,7 @@ def run_summary(run: RunRecord) -> dict[str, Any]:
 
 
 def _absent(run: RunRecord) -> list[tuple[str, str | None]]:
-    """Return what a reader may miss on the page of a run: why it is not there, and what to run to get it."""
+    """Return what the page of a run lacks: why it is not there, and the command that makes it."""
     found: list[tuple[str, str | None]] = []
     if run.error is not None:
         return found
