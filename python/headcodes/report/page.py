@@ -24,6 +24,8 @@ from headcodes.report.summary import overview_matrix, overview_row, page_title, 
 
 # Prompts, codes and attention patterns: beyond this many bytes, later runs are shown without them, with a note.
 DETAIL_BYTES = 8_000_000
+# The page's script is these files of ``assets/page`` one after another: one function, so that they share its names.
+PROGRAM = ("base", "charts", "run", "views")
 # Longer prompts are cut: a page is read by people, and prompts.json has the whole.
 PROMPT_CHARACTERS = 600
 
@@ -62,7 +64,7 @@ def render(runs: Sequence[RunRecord]) -> str:
     """Return the page as text."""
     from markupsafe import Markup
 
-    plotly, program = plotly_script(), asset("page.js")
+    plotly, program = plotly_script(), "".join(asset(f"page/{part}.js") for part in PROGRAM)
     blocks = _blocks(runs)
     html: str = (
         environment()
