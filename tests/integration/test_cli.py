@@ -51,6 +51,16 @@ def test_json_is_one_object_and_repeats(run: Run, folder: Path) -> None:
     assert documents[0]["model"] == str(folder)
 
 
+def test_planted_models_stay_exact_where_bfloat16_is_the_default(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from headcodes.models import devices
+
+    monkeypatch.setattr(devices, "_computes_bf16", lambda _device: True)
+    plain = ("discover", "--model", "planted-ioi", "--n-prompts", "6", "--method", "act-norm", "--json")
+    for words, dtype in (((), "float32"), (("--dtype", "bfloat16"), "bfloat16")):
+        status, out, err = run(*plain, *words)
+        assert (status, json.loads(out)["dtype"]) == (0, dtype), err
+
+
 def test_a_second_run_opens_no_model_and_says_the_same(
     run: Run, folder: Path, prompt_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

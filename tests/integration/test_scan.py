@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -369,9 +370,18 @@ def test_code_that_changes_during_a_scan_ends_it(tmp_path: Path, monkeypatch: py
     assert len(results(tmp_path)) == 1
 
 
-def test_a_dry_run_prints_cells_and_makes_nothing(folder: Path, tmp_path: Path, run: Any, undisturbed: Path) -> None:
+def test_a_dry_run_prints_cells_and_makes_nothing(
+    folder: Path, tmp_path: Path, run: Any, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    from headcodes.models import sources
+
+    # A hub that knows every model and says nothing of its files.
+    monkeypatch.setattr(sources, "hub_answers", lambda: True)
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: SimpleNamespace(sha="0", siblings=[]))
     store = tmp_path / "store"
-    lists = ["--models", f"{folder},no/such-model", "--seeds", "0-2"]
+    lists = ["--models", f"{folder},some/model", "--seeds", "0-2"]
     status, out, err = run(*lists, "--store", store, "--dry-run")
     assert status == 0
     assert len(out.splitlines()) == 6
@@ -379,11 +389,57 @@ def test_a_dry_run_prints_cells_and_makes_nothing(folder: Path, tmp_path: Path, 
     assert "6 of 6 cells to do" in err
     assert "time: about" in err
     assert "memory: about" in err
-    assert "download: no/such-model, size unknown" in err
+    assert "download: some/model, size unknown" in err
     status, out, _ = run(*lists, "--store", store, "--dry-run", "--json-lines")
     assert {json.loads(line)["seed"] for line in out.splitlines()} == {0, 1, 2}
     status, out, err = run(*PLANTED, "--store", undisturbed, "--dry-run")
-    assert (out, "0 of 3 cells to do" in err) == ("", True)
+    assert (out, err) == ("", "headcodes: 0 of 3 cells to do\n")
+
+
+def test_models_that_cannot_be_had_are_refused_before_any_cell(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    from headcodes.models import load, sources
+
+    monkeypatch.setattr(load, "load_model", lambda *_, **__: pytest.fail("nothing shall be loaded"))
+    store = tmp_path / "store"
+
+    def refused(model: str, says: str) -> None:
+        for more in ((), ("--dry-run",), ("--engine", "ray")):
+            status, out, err = run("--models", f"planted-ioi,{model}", "--n-prompts", "6", "--store", store, *more)
+            assert (status, out, len(err.splitlines())) == (2, "", 1), err
+            assert says in err
+            assert not store.exists()
+
+    (tmp_path / "empty").mkdir()
+    refused(str(tmp_path / "none"), "none, which does not exist")
+    refused(str(tmp_path / "empty"), "with neither")
+    refused("./none.gguf", "which does not exist")
+    refused("planted-iio", "'planted-iio'")
+    refused("planted-ioi-99999999999", "99999999999 heads")
+    refused("planted-ioi@main", "must have no revision")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused("no/such-model", "HF_HUB_OFFLINE=1")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(sources, "hub_answers", lambda: True)
+
+    def answer(error: Exception) -> None:
+        def model_info(*_: Any, **__: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(HfApi, "model_info", model_info)
+
+    response = SimpleNamespace(headers={}, request=None, url="")
+    answer(RepositoryNotFoundError("404 no such repository", response=response))  # type: ignore[arg-type]
+    refused("no/such-model", "no/such-model, not loaded (404 no such repository)")
+    answer(RevisionNotFoundError("404 no such revision", response=response))  # type: ignore[arg-type]
+    refused("openai-community/gpt2@step9", "404 no such revision")
+    # A hub that fails may work again when the cell's turn has come.
+    answer(OSError("timed out"))
+    sources.check_there("some/model")
 
 
 def test_an_estimate_comes_from_what_was_measured(undisturbed: Path, folder: Path) -> None:

@@ -66,6 +66,17 @@ def main() -> None:
             raise  # SystemExit, mostly
         said = f"a fault of headcodes, not of what it was given: {type(error).__name__}: {reason_of(error)}"
         _complain(f"{said} (HEADCODES_DEBUG=1 shows where; please report it)", 1, error)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write what is left; whoever read the output may have had enough (`| head`), which is no fault of anybody."""
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # for the last flush, which Python does itself
 
 
 def _leave() -> None:

@@ -95,7 +95,7 @@ def discover(
     from headcodes.models.asked import whole_answer_differences
     from headcodes.models.devices import choose_device, choose_dtype, torch_threads
     from headcodes.models.load import load_model
-    from headcodes.models.sources import resolve
+    from headcodes.models.sources import exact_dtype, resolve
     from headcodes.prompts.positions import find_positions, span_of
     from headcodes.store.folders import check_run_folder
 
@@ -116,7 +116,7 @@ def discover(
     imported = time.perf_counter()
     with torch_threads(threads):
         where = choose_device(device)
-        precision = choose_dtype(dtype, where)
+        precision = choose_dtype(exact_dtype(model, dtype), where)
         asked = wanted.key({"task": chosen.id, "negative": negative, "n": n_prompts, "seed": seed})
         request = None
         if asked is not None:

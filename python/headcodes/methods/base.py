@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from headcodes.errors import HeadcodesError
 from headcodes.settings import Level
 
@@ -79,7 +81,11 @@ class Method:
         return self.score(found, inputs, level, seeds)
 
     def score(self, found: list[Findings] | None, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
-        """Score heads, one findings a seed: from the codes in ``found`` where the method has a recipe."""
+        """Score heads, one findings a seed: from the codes in ``found`` where the method has a recipe.
+
+        Raises:
+            HeadcodesError: a score that is not finite.
+        """
         module = import_module(f"headcodes.methods.{self.module}")
         scored: list[Findings]
         if found is not None:
@@ -88,6 +94,12 @@ class Method:
             scored = module.find_many(self.id, inputs, level, seeds)
         else:
             scored = [module.find(self.id, inputs, level, seed) for seed in seeds]
+        if not all(np.isfinite(findings.head_scores).all() for findings in scored):
+            raise HeadcodesError(
+                "every head's score must be a finite number",
+                f"NaN or infinity from method {self.id!r} in {str(inputs.model.dtype).removeprefix('torch.')}",
+                "Look at the model's weights, or compute in float32.",
+            )
         return scored
 
     def check(self, level: Level) -> None:

@@ -19,6 +19,7 @@ from headcodes.models.model import Model
 from headcodes.models.sources import (
     Source,
     ask_hub,
+    exact_dtype,
     hub_folder,
     not_loaded,
     resolve,
@@ -93,9 +94,8 @@ def load_model(
             raise HeadcodesError(
                 "a planted model must be named without a revision", repr(revision), "Leave revision out."
             )
-        # Its mechanism is exact in float32, and it is small: no other dtype unless asked for.
-        exact = torch.float32 if dtype == "auto" else choose_dtype(dtype, where)
-        return planted.load(str(source), device=where, dtype=exact).model
+        exact = exact_dtype(source, dtype) if isinstance(dtype, str) else dtype
+        return planted.load(str(source), device=where, dtype=choose_dtype(exact, where)).model
     place = resolve(source, revision)
     precision = choose_dtype(dtype, where)
     if place.kind == "lens":

@@ -87,6 +87,25 @@ def is_planted(name: object) -> bool:
     return isinstance(name, str) and name.startswith("planted-")
 
 
+def read_name(name: str) -> tuple[str, int | None]:
+    """Return the task that a planted model's name names, and its number of heads where it names one.
+
+    Raises:
+        HeadcodesError: it names none, or a number of heads that cannot be laid out.
+    """
+    match = NAMES.fullmatch(name) if len(name) <= 40 else None
+    if match is None:
+        raise HeadcodesError(
+            "the name of a planted model must be planted-ioi or planted-induction",
+            repr(name),
+            "A number of heads may follow: planted-ioi-480.",
+        )
+    if match[2] is None:
+        return match[1], None
+    layout(int(match[2]))
+    return match[1], int(match[2])
+
+
 def load(
     name: str,
     *,
@@ -106,19 +125,12 @@ def load(
     Raises:
         HeadcodesError: an unknown name, or a number of heads that cannot be laid out.
     """
-    match = NAMES.fullmatch(name) if len(name) <= 40 else None
-    if match is None:
-        raise HeadcodesError(
-            "the name of a planted model must be planted-ioi or planted-induction",
-            repr(name),
-            "A number of heads may follow: planted-ioi-480.",
-        )
-    task_id, size = match[1], match[2]
-    if size is not None and n_heads_total is not None and int(size) != n_heads_total:
+    task_id, size = read_name(name)
+    if size is not None and n_heads_total is not None and size != n_heads_total:
         raise HeadcodesError(
             "the number of heads must be given once", f"{size} and {n_heads_total}", "Leave one of them out."
         )
-    total = int(size) if size is not None else DEFAULT_N_HEADS if n_heads_total is None else n_heads_total
+    total = size if size is not None else DEFAULT_N_HEADS if n_heads_total is None else n_heads_total
     n_layers, n_heads = layout(total)
     task = tasks.get(task_id)
     build = plant_ioi if task_id == "ioi" else plant_induction

