@@ -90,8 +90,12 @@ class Killer:
     """Kills processes of one kind and counts what the kills fell into."""
 
     folder: Path
+    n_tried: int = 0
     kills: Counter[str] = field(default_factory=Counter)
     n_started: int = 0
+
+    def __post_init__(self) -> None:
+        self.draw = random.Random(self.n_tried)
 
     def start(self, words: list[str], place: Path, nth: int = 0, number: int = 0) -> Started:
         self.n_started += 1
@@ -120,16 +124,16 @@ class Killer:
             assert not list(left.rglob("*.part")), "the next start leaves nothing of the dead"
         return time.monotonic() - begun, int(out.split()[-1])
 
-    def kill(self, draw: random.Random, words: list[str], place: Path, seconds: float, n_writes: int) -> bool:
+    def kill(self, words: list[str], place: Path, seconds: float, n_writes: int) -> bool:
         """Kill once, every second time inside the writes; False where the run was over before."""
-        number = SIGNALS[sum(self.kills.values()) % 3]
-        inside = sum(self.kills.values()) % 2 == 0
-        started = self.start(words, place, draw.randint(1, n_writes) if inside else 0, number)
+        number, inside = SIGNALS[self.n_tried % 3], self.n_tried % 2 == 0
+        self.n_tried += 1
+        started = self.start(words, place, self.draw.randint(1, n_writes) if inside else 0, number)
         assert started.process.stdout is not None
         assert started.process.stdout.readline() == "begun\n"
         if not inside:
             # Nothing is waited for: the kill falls where it falls.
-            time.sleep(draw.random() * seconds)
+            time.sleep(self.draw.random() * seconds)
             started.kill(number)
         status, _, err = started.end()
         assert not started.left_over()
@@ -174,7 +178,7 @@ def kill_runs(killer: Killer, n_kills: int) -> None:
         for method, place in ((method, killer.folder / "here" / "run") for method in METHODS)
     }
     place = killer.folder / "here" / "run"
-    truth, draw = {}, random.Random(0)
+    truth = {}
     seconds = n_writes = 0.0
     for method in METHODS:
         seconds, n_writes = killer.whole(["discover", *words[method]], place)
@@ -182,7 +186,7 @@ def kill_runs(killer: Killer, n_kills: int) -> None:
     while sum(killer.kills.values()) < n_kills:
         (before,) = (record.document["method"] for record in read_runs([place]))
         after = METHODS[1 - METHODS.index(before)]
-        killer.kill(draw, ["discover", *words[after]], place, seconds, int(n_writes))
+        killer.kill(["discover", *words[after]], place, seconds, int(n_writes))
         (found,) = (record.document["method"] for record in read_runs([place]))
         assert found in (before, after)
         assert content(place) == truth[found], "files of two runs in one folder"
@@ -191,7 +195,6 @@ def kill_runs(killer: Killer, n_kills: int) -> None:
 
 
 def kill_scans(killer: Killer, n_kills: int, *more: str) -> None:
-    draw = random.Random(0)
     undisturbed = killer.folder / "undisturbed" / "store"
     words = ["scan", *SCAN, *more]
     seconds, n_writes = killer.whole([*words, "--store", str(undisturbed)], undisturbed)
@@ -208,7 +211,7 @@ def kill_scans(killer: Killer, n_kills: int, *more: str) -> None:
                 break
             share = 1 - n_before / N_CELLS
             all_words = [*words, "--store", str(place)]
-            if not killer.kill(draw, all_words, place, seconds * share, max(2, int(n_writes * share))):
+            if not killer.kill(all_words, place, seconds * share, max(2, int(n_writes * share))):
                 break
             found = results(place) if (place / "cells").is_dir() else {}
             assert found.items() <= truth.items()

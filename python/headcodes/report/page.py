@@ -8,8 +8,8 @@ reaches it in two ways only: through jinja with autoescape, and as JSON in scrip
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,12 @@ from headcodes.report.html import asset, csp_hash, embed, encodable, environment
 from headcodes.report.records import RunRecord
 from headcodes.report.summary import overview_matrix, overview_row, page_title, run_facts, run_summary, seed_groups
 
-# Prompts, codes and attention patterns: beyond this many bytes, later runs are shown without them, with a note.
+# Of the runs' own views, and of their prompts, codes and attention patterns: beyond this many bytes runs go without,
+# with a note. From the hundredth on a run's line in the overview takes about ROW_BYTES from both.
+RUN_BYTES = 8_000_000
 DETAIL_BYTES = 8_000_000
+ROW_BYTES = 1_750
+MOST_ROWS = 5_000
 # The page's script is these files of ``assets/page`` one after another: one function, so that they share its names.
 PROGRAM = ("base", "charts", "run", "views")
 # Longer prompts are cut: a page is read by people, and prompts.json has the whole.
@@ -66,13 +70,16 @@ def render(runs: Sequence[RunRecord]) -> str:
 
     plotly, program = plotly_script(), "".join(asset(f"page/{part}.js") for part in PROGRAM)
     blocks = _blocks(runs)
+    rows = [overview_row(i, run) | {"whole": f"run-{i}" in blocks} for i, run in enumerate(runs[:MOST_ROWS])]
     html: str = (
         environment()
         .get_template("page.html.jinja")
         .render(
-            rows=[overview_row(i, run) for i, run in enumerate(runs)],
+            n_runs=len(runs),
+            n_without=sum(not row["whole"] for row in rows),
+            rows=rows,
             matrix=overview_matrix(runs),
-            blocks=[(name, Markup(embed(block))) for name, block in blocks.items()],  # noqa: S704 (embed escapes)
+            blocks=[(name, Markup(block)) for name, block in blocks.items()],  # noqa: S704 (embed escapes)
             style=Markup(asset("page.css")),  # noqa: S704 (our own file)
             plotly=Markup(plotly),  # noqa: S704 (plotly's own file)
             program=Markup(program),  # noqa: S704 (our own file)
@@ -97,31 +104,46 @@ def render_summary(record: RunRecord) -> str:
     return encodable(html)
 
 
-def _blocks(runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """Return the page's JSON blocks by the id of their script element."""
-    blocks: dict[str, Any] = {
-        "seeds": seed_groups(runs),
-        "scales": {"sequential": figures.colorscale(figures.SEQUENTIAL)},
-    }
-    left = DETAIL_BYTES
-    for index, run in enumerate(runs):
+def _blocks(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Return the page's JSON blocks by the id of their script element: of all runs, or of those that there is room for.
+
+    Room goes to the first of the runs that differ in their seed only, then to the second of each, and so on.
+    """
+    blocks: dict[str, str] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, run in enumerate(runs[:MOST_ROWS]):
+        groups.setdefault(run.group, []).append(index)
+    of_seeds = {group["runs"][0]: group for group in seed_groups(runs)}
+    seeds = []
+    lines = ROW_BYTES * max(0, len(runs) - 100)
+    room, left = (max(most // 8, most - lines) for most in (RUN_BYTES, DETAIL_BYTES))
+    for index in (index for turn in zip_longest(*groups.values()) for index in turn if index is not None):
+        run = runs[index]
         summary = run_summary(run)
+        room -= len(embed(summary)) + (len(embed(of_seeds[index])) if index in of_seeds else 0)
+        if room < 0 and blocks:
+            break
+        if index in of_seeds:
+            seeds.append(of_seeds[index])
         detail = _detail(run) if run.error is None else None
-        prompts = _prompts(run)
+        prompts = embed(_prompts(run))
         if detail is not None:
-            name = "prompts-" + hashlib.sha256(json.dumps(prompts).encode()).hexdigest()[:16]
-            cost = len(embed(detail)) + (0 if name in blocks or prompts is None else len(embed(prompts)))
+            name = "prompts-" + hashlib.sha256(prompts.encode()).hexdigest()[:16]
+            if run.pairs is not None:
+                detail["prompts"] = name
+            text = embed(detail)
+            cost = len(text) + (0 if name in blocks or run.pairs is None else len(prompts))
             if cost <= left:
                 left -= cost
-                if prompts is not None:
+                if run.pairs is not None:
                     blocks[name] = prompts
-                    detail["prompts"] = name
                 summary["detail"] = f"detail-{index}"
-                blocks[f"detail-{index}"] = detail
+                blocks[f"detail-{index}"] = text
             else:
                 summary["left_out"] = True
-        blocks[f"run-{index}"] = summary
-    return blocks
+        blocks[f"run-{index}"] = embed(summary)
+    scales = {"sequential": figures.colorscale(figures.SEQUENTIAL)}
+    return {"seeds": embed(seeds), "scales": embed(scales)} | blocks
 
 
 def _detail(run: RunRecord) -> dict[str, Any] | None:

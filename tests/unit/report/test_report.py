@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +126,31 @@ def test_details_stop_at_their_budget_and_say_so(monkeypatch: pytest.MonkeyPatch
     assert "detail-0" in blocks
     assert "detail-1" not in blocks
     assert ["left_out" in blocks[f"run-{i}"] for i in range(3)] == [False, True, True]
+
+
+def test_of_many_runs_some_of_every_kind_have_a_view_and_the_page_counts_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    records = [replace(result(), model=model, seed=seed).record() for model in "AB" for seed in range(3)]
+    whole = Parts(page.render(records)).blocks
+    assert len(whole["seeds"]) == 2
+    cost = [len(page.embed(whole[f"run-{i}"])) for i in range(6)]
+    room = sum(cost[i] for i in (0, 1, 3)) + sum(len(page.embed(group)) for group in whole["seeds"]) + 100
+    monkeypatch.setattr(page, "RUN_BYTES", room)
+    text = page.render(records)
+    parts = Parts(text)
+    # The first seed of each model, then the second of the first.
+    assert sorted(str(name) for name in parts.blocks if str(name).startswith("run-")) == ["run-0", "run-1", "run-3"]
+    assert parts.blocks["seeds"] == whole["seeds"]
+    assert "3 of the runs stand in the list below and have no view of their own" in text
+    assert len(re.findall("<tr data-index=", text)) == 6
+    assert re.findall('href="#run-([0-9])"', text) == ["0", "1", "3"]
+    assert re.findall('aria-label="Compare run ([0-9])', text) == ["1", "2", "4"]
+    monkeypatch.setattr(page, "MOST_ROWS", 4)
+    text = page.render(records)
+    assert len(re.findall("<tr data-index=", text)) == 4
+    assert "The last 2 runs are counted here and left out of the list" in text
+    assert "<h1>6 runs</h1>" in text
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@
     }
     return parsed.get(id);
   };
-  const nRuns = document.querySelectorAll('script[id^="run-"]').length;
+  const nRuns = document.querySelectorAll("#runs tbody tr").length || 1;
   const label = (index) => (nRuns > 1 ? `${index + 1}: ` : "") + block(`run-${index}`).label;
 
   const make = (tag, properties = {}, ...children) => {

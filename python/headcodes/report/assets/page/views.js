@@ -136,7 +136,7 @@
   const show = (moved) => {
     const [name, ...rest] = location.hash.slice(1).split("-");
     const indices = rest.map(Number);
-    const known = (i) => Number.isInteger(i) && i >= 0 && i < nRuns;
+    const known = (i) => Number.isInteger(i) && block(`run-${i}`) !== null; // of many runs, not all have a view
     let view = nRuns === 1 ? "run" : "overview";
     if (nRuns > 1 && name === "run" && known(indices[0])) view = "run";
     if (nRuns > 1 && name === "compare") view = "compare";
