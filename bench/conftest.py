@@ -32,7 +32,7 @@ TESTS = {
     "test_overlap_significance": ("unit/overlap/test_significance.py",),
     "test_report": ("unit/report/test_report.py", "unit/report/test_report_figures.py"),
     "test_scan": ("unit/scan/test_scan_plan.py", "unit/scan/test_scan_store.py"),
-    "test_store": ("unit/store/test_packs.py", "unit/scan/test_scan_store.py"),
+    "test_store": ("unit/store/test_packs.py", "unit/scan/test_scan_store.py", "unit/report/test_report.py"),
     "test_train": ("unit/codes/test_sae.py",),
 }
 COLUMNS = (

@@ -296,6 +296,29 @@ def test_a_run_opens_from_the_overview_and_back(open_report: Show, scan: list[Ru
     assert "at node level only heads are scored" in node.page.locator("#view-run").inner_text()
 
 
+def test_of_many_runs_those_without_a_view_stand_in_the_list(
+    open_report: Show, scan: list[RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headcodes.report import page as written
+
+    monkeypatch.setattr(written, "RUN_BYTES", 100_000)
+    opened = open_report(scan, at="#run-8")  # the third seed of its kind
+    page = opened.page
+    assert page.locator("#view-overview").is_visible()
+    assert not page.locator("#view-run").is_visible()
+    n_views = page.locator("#runs tbody tr").get_by_role("link").count()
+    assert 0 < n_views < len(scan) == page.locator("#runs tbody tr").count()
+    assert f"{len(scan) - n_views} of the runs" in page.locator("#view-overview .warning").inner_text()
+    assert page.locator("#count").inner_text() == "11 runs"
+    page.locator("#runs tbody tr").get_by_role("link").first.click()
+    page.locator("#view-run h1").wait_for()
+    opened.settle()
+    page.go_back()
+    page.get_by_role("link", name="Compare two").click()
+    assert page.locator("#pick-first option").count() == page.locator("#runs .pick").count() < n_views + 1
+    opened.settle()
+
+
 def test_a_run_of_several_seeds_shows_how_far_they_agree(open_report: Show, make_run: MakeRun) -> None:
     run = make_run(n_pairs=20, rich=False)
     scores = run.head_values["score"] + np.arange(12)[:, None, None] % 3
