@@ -1,5 +1,5 @@
-"""Claims: a store of 20,000 finished cells is read for the first time, and asked what is left to do, in 2 s each; a report
-of 4,000 cells is less than 10 MB.
+"""Claims: a store of 20,000 finished cells is read for the first time, and asked what is left to do, in 2 s each; a
+report of 4,000 cells is less than 10 MB.
 
 Against the same cells with a file each, as a store has them before they are packed, in one run.
 """
