@@ -314,6 +314,20 @@ def test_doctor_names_what_is_damaged_or_left_over(run: Run, folder: Path, tmp_p
     assert run("doctor")[0] == 0
 
 
+def test_doctor_tells_what_earlier_versions_kept_from_damage(run: Run, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from torch import zeros
+
+    place = tmp_path / "cache" / "activations"
+    place.mkdir(parents=True)
+    save_file({"z": zeros(3)}, place / "old.safetensors", metadata={"headcodes": "{}"})
+    write(place / "old.json", '{"entry": "old"}')
+    status, out, err = run("doctor")
+    assert (status, err) == (1, "headcodes: faults: 1\n")
+    assert "never used again: 2 files (0.0 MB) of an earlier version" in out
+    assert "damaged" not in out
+
+
 def test_a_tokenizer_that_cannot_carry_the_task(run: Run, tiny_hf: Any, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast

@@ -63,16 +63,27 @@ def _left_over(cache: Path) -> Iterator[tuple[str, str]]:
 
 
 def _damaged(cache: Path) -> Iterator[tuple[str, str]]:
-    from headcodes.store.kept import kept_note, kept_tensors
+    from headcodes.store.kept import folder_damage, kept_note, kept_tensors, of_earlier
 
+    tensors = sorted(cache.glob("activations/*.safetensors")) + sorted(cache.glob("truths/*/*.safetensors"))
+    notes = sorted(cache.glob("activations/*.json")) + sorted(cache.glob("checksums/*.json"))
+    earlier = [path for path in (*tensors, *notes) if of_earlier(path)]
+    again = "nothing: it is made anew when it is wanted next"
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        for path in sorted(cache.glob("activations/*.safetensors")) + sorted(cache.glob("truths/*/*.safetensors")):
+        for path in tensors:
             kept_tensors(path)
-        for path in sorted(cache.glob("activations/*.json")) + sorted(cache.glob("checksums/*.json")):
+        for path in notes:
             kept_note(path)
+        for folder in sorted(path for path in cache.glob("models/*/") if not path.name.startswith(".")):
+            damage = folder_damage(folder)
+            if not (folder / "config.json").is_file():
+                yield f"a converted model without its configuration: {folder}", f"remove {folder}"
+            elif damage is not None:
+                yield f"a damaged converted model: {folder} ({damage})", again
     for warning in said:
-        yield str(warning.message).replace(", made anew", ""), "nothing: it is made anew when it is wanted next"
-    for folder in sorted(cache.glob("models/*/")):
-        if not folder.name.startswith(".") and not (folder / "config.json").is_file():
-            yield f"a converted model without its configuration: {folder}", f"remove {folder}"
+        yield str(warning.message).replace(", made anew", ""), again
+    if earlier:
+        size = sum(path.stat().st_size for path in earlier) / 1e6
+        many = f"{len(earlier)} files ({size:.1f} MB) of an earlier version, such as {earlier[0]}"
+        yield f"kept and never used again: {many}", "headcodes cache clear"

@@ -10,13 +10,14 @@ import struct
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.files import cache_dir, reason_of, sweep, temporary_prefix
 from headcodes.progress import progress
+from headcodes.store.kept import folder_damage, seal_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,13 +32,24 @@ def converted(path: Path, digest: str) -> Path:
 
     The folder lies in the cache under ``digest`` (the file's SHA-256). It is made on first use, under another name,
     and renamed when complete: whoever finds it finds all of it, and two processes converting at once do no harm.
+    Checksums of its files lie in it; a folder that is damaged is made anew.
+
+    Warns:
+        HeadcodesWarning: it is damaged.
 
     Raises:
         HeadcodesError: the file is no GGUF file, or of an architecture that transformers cannot read from GGUF.
     """
     folder = cache_dir() / "models" / f"{digest}-{_CONVERSION}"
     if folder.is_dir():
-        return folder
+        damage = folder_damage(folder)
+        if damage is None:
+            return folder
+        warnings.warn(f"damaged folder of the cache, made anew: {folder} ({damage})", HeadcodesWarning, stacklevel=2)
+        aside = folder.with_name(f"{temporary_prefix(folder)}damaged.part")
+        with suppress(FileNotFoundError):  # another process was faster
+            folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     sweep(folder.parent)
     temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(folder), suffix=".part", dir=folder.parent))
@@ -50,6 +62,7 @@ def converted(path: Path, digest: str) -> Path:
             part.chmod(0o666 & ~umask)
             with part.open("rb") as stream:
                 os.fsync(stream.fileno())
+        seal_folder(temporary)
         try:
             temporary.replace(folder)
         except OSError:

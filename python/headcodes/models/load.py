@@ -24,7 +24,7 @@ from headcodes.models.sources import (
     not_loaded,
     resolve,
 )
-from headcodes.models.untrusted import refuse_kernels, refuse_pickles, refuse_sizes
+from headcodes.models.untrusted import panics_unprinted, refuse_kernels, refuse_pickles, refuse_sizes
 from headcodes.models.weights import is_bridge
 
 
@@ -135,7 +135,8 @@ def _open(
         with quiet():
             module = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=False, **options)
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **asked)
+            with panics_unprinted():
+                tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **asked)
     except HeadcodesError:
         raise
     except BaseException as error:

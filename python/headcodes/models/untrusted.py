@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +75,46 @@ def refuse_sizes(config: Any, name: str) -> None:
             continue
         if not isinstance(size, int) or not 0 < size <= most:
             raise HeadcodesError(f"{key} must be a number from 1 to {most:,}", f"{size!r:.40} in {name}", "Mend it.")
+
+
+# What a library written in Rust prints when it panics, before Python hears of it.
+_PANIC = re.compile(
+    rb"\n?thread '[^\n]*panicked at .*?\n"
+    rb"(?:stack backtrace:\n(?: [^\n]*\n)*(?:note: [^\n]*\n)?|note: run with [^\n]*\n)",
+    re.DOTALL,
+)
+
+
+@contextmanager
+def panics_unprinted() -> Iterator[None]:
+    """Keep a panic's own lines off standard error, where the exception says the same in one line.
+
+    They go past Python, to the descriptor itself. So that is led into a file meanwhile, and what else was written
+    appears afterwards, nothing lost. ``HEADCODES_DEBUG=1`` leaves all of it as it is.
+    """
+    try:
+        shown = os.dup(2)
+    except OSError:  # of a process without standard error
+        shown = -1
+    if shown < 0 or os.environ.get("HEADCODES_DEBUG") == "1":
+        yield
+        return
+    panicked = False
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        except BaseException as error:
+            panicked = type(error).__name__ == "PanicException"
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            file.seek(0)
+            said = _PANIC.sub(b"", file.read()) if panicked else file.read()
+            while said:
+                said = said[os.write(2, said) :]
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """What the cache keeps: every file with a checksum, so that damage is named and made anew instead of believed.
 
 An entry is a safetensors file whose metadata hold a JSON object about it and an XXH3 checksum over that and all
-tensors; a note is a JSON file of an object and its checksum. XXH3 finds damage, not malice: who can write the cache
-can write its checksums too.
+tensors; a note is a JSON file of an object and its checksum; a folder holds a note of the checksums of its files. XXH3
+finds damage, not malice: who can write the cache can write its checksums too.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def kept_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if "xxh3" not in (metadata or {}):
+            return None  # as earlier versions kept it
         text = metadata["headcodes"]
         if metadata["xxh3"] != _seal(parts, text):
             raise ValueError("its checksum is another")
@@ -119,6 +121,53 @@ def kept_note(path: Path) -> dict[str, Any] | None:
         _damaged(path, error)
         return None
     return note
+
+
+_SUMS = "checksums.json"
+
+
+def seal_folder(folder: Path) -> None:
+    """Keep, in a folder of the cache that is complete, a note of the checksums of its files."""
+    keep_note(folder / _SUMS, {path.name: _file_seal(path) for path in folder.iterdir() if path.name != _SUMS})
+
+
+def folder_damage(folder: Path) -> str | None:
+    """Return what is wrong with a folder of the cache; None where its files are as they were, or nobody noted that.
+
+    Warns:
+        HeadcodesWarning: the note of its checksums is damaged.
+    """
+    for name, seal in (kept_note(folder / _SUMS) or {}).items():
+        try:
+            if _file_seal(folder / name) != seal:
+                return f"{name} has another checksum"
+        except OSError as error:
+            return f"{name}: {reason_of(error)}"
+    return None
+
+
+def _file_seal(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def of_earlier(path: Path) -> bool:
+    """Whether a file of the cache was kept by a version that knew no checksums: it is never read, nor damaged."""
+    from safetensors import safe_open
+
+    try:
+        if path.suffix == ".json":
+            note = json.loads(path.read_text(encoding="utf-8"))
+            return isinstance(note, dict) and "xxh3" not in note
+        with safe_open(path, framework="pt") as file:
+            return "xxh3" not in (file.metadata() or {})
+    except BaseException as error:
+        if not is_foreign(error):
+            raise
+        return False
 
 
 def sweep_cache(folder: Path) -> list[Path]:

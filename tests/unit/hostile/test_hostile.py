@@ -191,6 +191,13 @@ def model_attacks(n: int) -> Iterator[tuple[str, Callable[[bytes], bytes]]]:
     for pattern in ("(", "(?<x", "[" * 5000, "\\")[:n]:
         broken = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         yield "tokenizer.json", having(pre_tokenizer=broken)
+    panicking = json.dumps("x" * 100)
+    yield (
+        "tokenizer.json",
+        lambda whole: whole.replace(
+            b'"continuing_subword_prefix": null', f'"continuing_subword_prefix": {panicking}'.encode()
+        ),
+    )
     for _ in range(n):
         yield "model.safetensors", cut(draw.random())
         yield "model.safetensors", flipped(draw.randrange(2000), draw.randrange(8))  # in its header

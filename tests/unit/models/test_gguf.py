@@ -197,6 +197,22 @@ def test_of_two_conversions_at_once_one_stands(cache: Path, tiny_gguf: Path, mon
     assert (folder / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "checksums.json"])
+def test_a_flipped_bit_of_a_conversion_is_named_and_made_anew(cache: Path, tiny_gguf: Path, name: str) -> None:
+    folder = gguf.converted(tiny_gguf, sources.file_checksum(tiny_gguf))
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    content = whole[name]
+    at = len(content) * 3 // 4
+    (folder / name).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    with pytest.warns(HeadcodesWarning, match=f"damaged .*{folder.name}"):
+        assert gguf.converted(tiny_gguf, sources.file_checksum(tiny_gguf)) == folder
+    if name != "checksums.json":
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    (folder / "checksums.json").unlink()  # as an earlier version left it
+    assert gguf.converted(tiny_gguf, sources.file_checksum(tiny_gguf)) == folder
+
+
 def test_no_gguf_file_is_one_clear_message(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"not a model")
     with pytest.raises(HeadcodesError, match=r"model\.gguf") as caught:

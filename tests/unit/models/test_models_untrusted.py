@@ -150,3 +150,38 @@ def test_devices_without_numbers_are_refused() -> None:
     for device in ("meta", "abacus", "cpu:99999999999999999999", "", "\0"):
         with pytest.raises(HeadcodesError):
             choose_device(device)
+
+
+@pytest.mark.parametrize(("backtrace", "debug"), [("0", ""), ("full", ""), ("1", "1")])
+def test_a_panic_of_a_tokenizer_is_one_line_and_hides_nothing_else(folder: Path, backtrace: str, debug: str) -> None:
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    document["model"]["continuing_subword_prefix"] = "x" * 100  # longer than the words it is taken off
+    path.write_text(json.dumps(document))
+    code = f"""
+import os
+import transformers
+from headcodes.errors import HeadcodesError
+from headcodes.models.load import load_model
+made = transformers.AutoTokenizer.from_pretrained
+def talking(*args, **kwargs):
+    os.write(2, b"said before\\n")
+    return made(*args, **kwargs)
+transformers.AutoTokenizer.from_pretrained = talking
+try:
+    load_model({str(folder)!r}, device="cpu")
+except HeadcodesError as error:
+    assert "PanicException" in repr(error.__cause__), error
+    os.write(2, b"said after\\n")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"RUST_BACKTRACE": backtrace, "HEADCODES_DEBUG": debug},
+    )
+    assert done.returncode == 0, done.stderr
+    if debug:
+        assert "panicked at" in done.stderr
+    else:
+        assert done.stderr == "said before\nsaid after\n"
