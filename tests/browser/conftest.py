@@ -69,6 +69,10 @@ class Opened:
         return its
 
 
+Show = Callable[..., Opened]
+MakeRun = Callable[..., RunRecord]
+
+
 @pytest.fixture
 def open_report(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
     """``open_report(runs, at="", **context)`` writes a report and opens it; at the end, nothing may have gone wrong."""

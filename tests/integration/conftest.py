@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from headcodes import cli
+from headcodes import PromptPairs, cli, tasks
 from headcodes.models.sources import packaged_gguf
 from scan_plan import LISTS, N_CELLS, SMALL, as_words, results, write_random_models
 
@@ -43,6 +44,18 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def outside_xdist() -> dict[str, str]:
     """The environment of a child that times: under xdist, where this test may run, pytest-benchmark times nothing."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Callable[..., Any]) -> Any:
+    """A tiny random Llama."""
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_tokenizer: Any) -> PromptPairs:
+    """Thirty pairs of the IOI task."""
+    return tasks.get("ioi").build(tiny_tokenizer, n=30, seed=0)
 
 
 @pytest.fixture(scope="session")

@@ -29,30 +29,14 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-NAME = "pretend"
-N_DEVICES = 2
+from .graph import Graph
+from .operations import ANSWERS, INDEXES, MOVES
+
+NAME, N_DEVICES = "pretend", 2
 # What a device says that it has free, and in all; tests change it.
 MEMORY = [64 << 30, 80 << 30]
 
 _aten = torch.ops.aten
-_MOVES = {_aten.copy_.default, _aten._to_copy.default, _aten._copy_from.default, _aten.set_.source_Tensor}
-_INDEXES = {
-    _aten.index.Tensor,
-    _aten.index_put.default,
-    _aten.index_put_.default,
-    _aten._index_put_impl_.default,
-    _aten._unsafe_index.Tensor,
-}
-# The host must know the answer, or its size, to go on.
-_ANSWERS = {
-    _aten._local_scalar_dense.default: "item",
-    _aten.is_nonzero.default: "item",
-    _aten.equal.default: "equal",
-    _aten.nonzero.default: "nonzero",
-    _aten.masked_select.default: "masked_select",
-    _aten.unique_consecutive.default: "unique",
-    _aten._unique2.default: "unique",
-}
 
 
 class MixedDevicesError(RuntimeError):
@@ -252,9 +236,9 @@ def _where(
     asked: torch.device | None,
 ) -> torch.device:
     """Say on which device the result lies; refuse operands that a GPU refuses, and count what makes the host wait."""
-    if operation in _ANSWERS:
-        _log.wait(_ANSWERS[operation])
-    if operation in _MOVES:
+    if operation in ANSWERS:
+        _log.wait(ANSWERS[operation])
+    if operation in MOVES:
         source, target = (args[1], args[0].device) if operation is _aten.copy_.default else (args[0], asked)
         target = source.device if target is None else target
         # A copy to the device that may be late takes the host's memory along at once; one from the device may not.
@@ -262,7 +246,7 @@ def _where(
         if source.device.type != target.type and not (late and target.type == NAME):
             _log.wait("to the device" if target.type == NAME else "from the device")
         return target
-    if operation in _INDEXES:
+    if operation in INDEXES:
         target = args[0].device
         for index in args[1]:
             if index is None:
@@ -296,36 +280,6 @@ class Stream:
 
     def synchronize(self) -> None:
         _log.wait("synchronize")
-
-
-class Graph:
-    """A CUDA graph: what was captured, done again at every replay."""
-
-    def __init__(self) -> None:
-        self.tape: list[tuple[Any, Any, Any, Any]] = []
-        self._before: dict[int, tuple[Any, Any]] = {}
-
-    def before(self, operation: Any, args: Any, kwargs: Any) -> None:
-        """Keep what the operation is about to change."""
-        if not operation._schema.is_mutable:
-            return
-        for part in pytree.tree_leaves((args, kwargs)):
-            if isinstance(part, torch.Tensor):
-                storage = part.untyped_storage()
-                self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
-
-    def undo(self) -> None:
-        """Put everything back: a capture runs nothing."""
-        for storage, value in self._before.values():
-            storage.copy_(value)
-
-    def replay(self) -> None:
-        def fill(old: Any, new: Any) -> None:
-            if isinstance(old, torch.Tensor) and old is not new and old.data_ptr() != new.data_ptr():
-                old.copy_(new)
-
-        for operation, args, kwargs, result in self.tape:
-            pytree.tree_map(fill, result, operation(*args, **kwargs))
 
 
 @contextmanager
