@@ -200,8 +200,8 @@ def reason_of(error: BaseException) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out; torch tells that of the CPU only by its text."""
-    said = str(error).lower() if isinstance(error, RuntimeError) else ""
-    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate" in said
+    text = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
 
 
 def is_foreign(error: BaseException) -> bool:

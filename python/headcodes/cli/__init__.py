@@ -64,8 +64,8 @@ def main() -> None:
             _complain(f"out of memory: {reason_of(error)}", 1, error)
         if not is_foreign(error):
             raise  # SystemExit, mostly
-        said = f"a fault of headcodes, not of what it was given: {type(error).__name__}: {reason_of(error)}"
-        _complain(f"{said} (HEADCODES_DEBUG=1 shows where; please report it)", 1, error)
+        text = f"a fault of headcodes, not of what it was given: {type(error).__name__}: {reason_of(error)}"
+        _complain(f"{text} (HEADCODES_DEBUG=1 shows where; please report it)", 1, error)
     finally:
         _flush()
 

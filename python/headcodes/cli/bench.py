@@ -46,8 +46,8 @@ def bench(
         sys.exit(suites.run_speed())
 
     def report(row: Row) -> None:
-        said = f"AUC {row.auc:.3f}, {row.seconds:.2f} s" if row.auc is not None else f"{row.status}: {row.note}"
-        print(f"headcodes: {row.task} {row.method} seed {row.seed}: {said}", file=sys.stderr)
+        outcome = f"AUC {row.auc:.3f}, {row.seconds:.2f} s" if row.auc is not None else f"{row.status}: {row.note}"
+        print(f"headcodes: {row.task} {row.method} seed {row.seed}: {outcome}", file=sys.stderr)
 
     with torch_threads(threads):
         shared = {"n_prompts": n_pairs, "device": device, "dtype": dtype, "threads": torch.get_num_threads()}

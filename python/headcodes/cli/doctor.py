@@ -69,7 +69,7 @@ def _damaged(cache: Path) -> Iterator[tuple[str, str]]:
     notes = sorted(cache.glob("activations/*.json")) + sorted(cache.glob("checksums/*.json"))
     earlier = [path for path in (*tensors, *notes) if of_earlier(path)]
     again = "nothing: it is made anew when it is wanted next"
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for path in tensors:
             kept_tensors(path)
@@ -81,7 +81,7 @@ def _damaged(cache: Path) -> Iterator[tuple[str, str]]:
                 yield f"a converted model without its configuration: {folder}", f"remove {folder}"
             elif damage is not None:
                 yield f"a damaged converted model: {folder} ({damage})", again
-    for warning in said:
+    for warning in caught:
         yield str(warning.message).replace(", made anew", ""), again
     if earlier:
         size = sum(path.stat().st_size for path in earlier) / 1e6

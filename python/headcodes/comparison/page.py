@@ -49,8 +49,10 @@ def render(rows: Sequence[Row], table: str) -> str:
             curves = curves_against(row.scores or [], row.labels or [], row.method)
             if row.sizes is not None and row.faithfulness is not None:
                 x = tuple(float(size) for size in row.sizes)
-                said = "" if row.cpr is None else f"CPR {row.cpr:.2f}"
-                curves.append(curve_figures.Curve("faithfulness", row.method, x, tuple(row.faithfulness), summary=said))
+                summary = "" if row.cpr is None else f"CPR {row.cpr:.2f}"
+                curves.append(
+                    curve_figures.Curve("faithfulness", row.method, x, tuple(row.faithfulness), summary=summary)
+                )
             for curve in curves:
                 by_kind.setdefault(curve.kind, []).append(curve)
         pictures |= {kind: curve_figures.curves_figure(curves) for kind, curves in by_kind.items()}

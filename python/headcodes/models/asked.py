@@ -117,8 +117,8 @@ def _log_probabilities(model: Model, rows: Sequence[list[int]], places: Sequence
             at = [(i, p - 1) for i, row in enumerate(some) for p in range(places[row], len(rows[row]))]
             logits = model.trace(_padded([rows[row] for row in some]), logits_at=torch.tensor(at))
             assert logits is not None
-            said = torch.tensor([rows[some[i]][p + 1] for i, p in at], device=logits.device)
-            picked = logits.double().log_softmax(-1).gather(1, said[:, None])[:, 0].cpu()
+            following = torch.tensor([rows[some[i]][p + 1] for i, p in at], device=logits.device)
+            picked = logits.double().log_softmax(-1).gather(1, following[:, None])[:, 0].cpu()
             for row, log_p in zip(some, picked.split([len(rows[r]) - places[r] for r in some]), strict=True):
                 yield row, log_p.sum()
 
@@ -152,8 +152,8 @@ def _with_best_others(model: Model, tokens: TokenPairs) -> TokenPairs:
         made[index] = replace(made[index], wrong_answers=(wrong[index][0],))
     decode = getattr(model.tokenizer, "decode", str)
     often = Counter(wrong[index][0] for index in missing).most_common(3)
-    said = ", ".join(f"{decode([token])!r} ({n:,} times)" for token, n in often)
-    note = f"wrong answers of {len(missing):,} rows are the model's own best other tokens: most often {said}"
+    commonest = ", ".join(f"{decode([token])!r} ({n:,} times)" for token, n in often)
+    note = f"wrong answers of {len(missing):,} rows are the model's own best other tokens: most often {commonest}"
     pairs = tokens.pairs
     reading = (pairs.reading or Reading("prompts", len(pairs))).also(note)
     return replace(tokens, wrong_answers=wrong, pairs=PromptPairs(tuple(made), pairs.task, pairs.negative, reading))
@@ -180,8 +180,8 @@ def _changed(model: Model, tokens: TokenPairs, skip_bad: bool) -> TokenPairs:
     left_out = settle(faults, n, skip_bad=skip_bad)
     pairs = tokens.pairs
     n_right = int((better[:n] > 0).sum())
-    said = f"{n_right - len(same):,} of the {n_right:,} pairs it gets right"
-    note = f"the made negatives change the model's answer in {said}"
+    share = f"{n_right - len(same):,} of the {n_right:,} pairs it gets right"
+    note = f"the made negatives change the model's answer in {share}"
     reading = (pairs.reading or Reading("prompts", n)).also(note, left_out=left_out)
     tokens = replace(tokens, pairs=PromptPairs(pairs.pairs, pairs.task, pairs.negative, reading))
     return tokens.subset(index for index in range(n) if index not in set(same.tolist())) if left_out else tokens

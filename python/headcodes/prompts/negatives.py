@@ -15,7 +15,7 @@ from headcodes.prompts.tokens import Tokenizer
 
 Corrupt = Literal["swap", "shuffle", "other"]
 
-_SAID = {
+_HOW = {
     "swap": "rows of as many tokens and another answer are exchanged two and two",
     "shuffle": "the words of each prompt are put in another order",
     "other": "another row of as many tokens and another answer, drawn at random",
@@ -42,8 +42,8 @@ def make_negatives(
     Raises:
         HeadcodesError: another ``how``, or rows for which there is no negative.
     """
-    if how not in _SAID:
-        raise HeadcodesError(f"negatives must be made by {', '.join(_SAID)}", repr(how), "Choose one of them.")
+    if how not in _HOW:
+        raise HeadcodesError(f"negatives must be made by {', '.join(_HOW)}", repr(how), "Choose one of them.")
     rng = random.Random(seed)
     lengths = [len(tokenizer.encode(pair.clean, add_special_tokens=False)) for pair in pairs]
     made: list[PromptPair | None]
@@ -71,7 +71,7 @@ def make_negatives(
             )
             faults.append((where, error))
     left_out = settle(faults, len(pairs), skip_bad=skip_bad)
-    reading = (pairs.reading or Reading("prompts", len(pairs))).also(f"negatives: {_SAID[how]}", left_out=left_out)
+    reading = (pairs.reading or Reading("prompts", len(pairs))).also(f"negatives: {_HOW[how]}", left_out=left_out)
     return PromptPairs(tuple(pair for pair in made if pair is not None), pairs.task, how, reading)
 
 

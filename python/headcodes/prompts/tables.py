@@ -149,8 +149,8 @@ def _data_set(source: str) -> list[Row]:
     except HeadcodesError:
         raise
     except Exception as error:  # the library raises many kinds, for many reasons
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HeadcodesError(
-            f"the data set {source} must be readable", said[:300], "Check its name, and that it can be reached."
+            f"the data set {source} must be readable", reason[:300], "Check its name, and that it can be reached."
         ) from error
     return [(f"row {index} of {source}", row) for index, row in enumerate(table)]

@@ -72,7 +72,7 @@ def curves_of_evaluation(
         area = {"faithfulness": "", "completeness": ""}
         if areas is not None:
             area["faithfulness"] = f"CPR {areas['cpr']:.3f}, CMD {areas['cmd']:.3f}"
-        curves += [Curve(kind, method, x, tuple(sizes[kind]), summary=said) for kind, said in area.items()]
+        curves += [Curve(kind, method, x, tuple(sizes[kind]), summary=text) for kind, text in area.items()]
         mean, low, high = (tuple(sizes[f"random_{what}"]) for what in ("mean", "low", "high"))
         curves.append(Curve("faithfulness", "random heads", x, mean, low, high, chance=True))
     return curves

@@ -266,8 +266,8 @@ def give_back(device: str) -> None:
 
 def loses_device(error: Exception) -> bool:
     """Say whether an error leaves this process without its CUDA device: after one, every later call fails too."""
-    said = str(error)
-    return "CUDA error:" in said and "out of memory" not in said
+    text = str(error)
+    return "CUDA error:" in text and "out of memory" not in text
 
 
 def message(error: Exception) -> str:

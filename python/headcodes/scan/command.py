@@ -11,8 +11,8 @@ from typing import Any
 
 from headcodes.errors import HeadcodesError
 from headcodes.scan.estimate import estimate
+from headcodes.scan.log import json_line, log_of
 from headcodes.scan.plan import Plan
-from headcodes.scan.progress import json_line, progress_of
 from headcodes.scan.run import ScanEngine, run_work, survey
 
 # What a plan is the product of, as the command line names it, with what stands for a list left out.
@@ -57,9 +57,9 @@ def do(
     retry_failed: bool,
     json_lines: bool,
 ) -> int:
-    """Do a scan with progress on standard error; returns the exit status: 0, 1 where cells failed, 130 on Ctrl-C."""
+    """Do a scan with its log on standard error; returns the exit status: 0, 1 where cells failed, 130 on Ctrl-C."""
     work = survey(plan, store, engine=engine, retry_failed=retry_failed)
-    with progress_of(work) as progress:
+    with log_of(work) as log:
         rows = run_work(
             work,
             store,
@@ -67,21 +67,21 @@ def do(
             workers=workers,
             address=address,
             gpu_share=gpu_share,
-            started=progress.started,
+            started=log.started,
         )
         stopped = False
         try:
             for row in rows:
-                progress.finished(row)
+                log.finished(row)
                 if json_lines:
                     print(json_line(row), flush=True)
         except KeyboardInterrupt:
             stopped = True
         finally:
             rows.close()  # type: ignore[attr-defined]  # a generator: ends its workers
-    print(progress.summary(), file=sys.stderr)
+    print(log.summary(), file=sys.stderr)
     if stopped:
         again = shlex.join(["headcodes", *(word for word in sys.argv[1:] if word != "--retry-failed")])
         print(f"headcodes: stopped; what is done is kept in {store}. To go on: {again}", file=sys.stderr)
         return 130
-    return 1 if progress.failures else 0
+    return 1 if log.failures else 0

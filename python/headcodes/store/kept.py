@@ -49,8 +49,8 @@ def keep(path: Path, write: Callable[[Path], object]) -> bool:
         place = (str(path.parent), reason_of(error))
         if place not in _told:
             _told.add(place)
-            said = f"nothing is kept in {place[0]} for a second run: {place[1]}; the result itself is whole"
-            warnings.warn(said, HeadcodesWarning, stacklevel=2)
+            text = f"nothing is kept in {place[0]} for a second run: {place[1]}; the result itself is whole"
+            warnings.warn(text, HeadcodesWarning, stacklevel=2)
         return False
     return True
 

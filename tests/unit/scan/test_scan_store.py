@@ -17,8 +17,8 @@ import pytest
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.scan import load_store
+from headcodes.scan.log import ScanLog, json_line, log_of
 from headcodes.scan.plan import Plan
-from headcodes.scan.progress import Progress, json_line, progress_of
 from headcodes.scan.run import Work, survey
 from headcodes.store.cells import SCHEMA, Store, statuses
 
@@ -196,7 +196,7 @@ FAILED = {"status": "failed", "error": "no such model", "timings_s": None}
 
 
 def test_plain_lines_say_an_error_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress_of(work()) as progress:
+    with log_of(work()) as progress:
         for seed, changes in enumerate(({}, FAILED, FAILED)):
             progress.started(work().jobs[seed][1])
             progress.finished(row(str(seed), seed=seed, revision=None, **changes))
@@ -222,8 +222,8 @@ def test_the_live_view_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "140")
-    with progress_of(work()) as progress:
-        assert type(progress) is not Progress
+    with log_of(work()) as progress:
+        assert type(progress) is not ScanLog
         progress.started(work().jobs[0][1])
         progress.finished(row("0", revision=None))
         progress.finished(row("1", revision="[red]", **FAILED))

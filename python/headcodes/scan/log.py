@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from headcodes.scan.run import Work
 
 
-class Progress:
-    """Counts what a scan does and says it in plain lines on standard error.
+class ScanLog:
+    """Counts what a scan does and prints it in plain lines on standard error.
 
     Attributes:
         failures: how often each error was met in this run.
@@ -51,8 +51,8 @@ class Progress:
 
     def _tell(self, row: Mapping[str, Any]) -> None:
         cell = f"{_model_name(row)} {row['task']} {row['method']} seed {row['seed']}"
-        said = f"{_took(row):.2f} s" if row["status"] == "done" else self._failure(row)
-        print(f"headcodes: [{self.n_finished}/{len(self._work.jobs)}] {cell}: {said}", file=sys.stderr, flush=True)
+        outcome = f"{_took(row):.2f} s" if row["status"] == "done" else self._failure(row)
+        print(f"headcodes: [{self.n_finished}/{len(self._work.jobs)}] {cell}: {outcome}", file=sys.stderr, flush=True)
 
     def _failure(self, row: Mapping[str, Any]) -> str:
         """Return an error in full the first time only: a model that does not load fails in every cell."""
@@ -77,7 +77,7 @@ class Progress:
         return "\n".join(f"headcodes: {line}" for line in lines)
 
 
-class _Live(Progress):
+class _LiveLog(ScanLog):
     """The same as a table that is drawn anew."""
 
     def __init__(self, work: Work) -> None:
@@ -113,12 +113,12 @@ class _Live(Progress):
 
 
 @contextmanager
-def progress_of(work: Work) -> Iterator[Progress]:
+def log_of(work: Work) -> Iterator[ScanLog]:
     """Show a scan on standard error: live where that is a terminal, in plain lines elsewhere."""
     if not sys.stderr.isatty():
-        yield Progress(work)
+        yield ScanLog(work)
         return
-    view = _Live(work)
+    view = _LiveLog(work)
     with view._live:
         yield view
 
