@@ -1,4 +1,4 @@
-"""The one exception and the one warning that users of headcodes meet."""
+"""The one exception and the one warning of headcodes."""
 
 from __future__ import annotations
 

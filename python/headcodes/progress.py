@@ -1,4 +1,4 @@
-"""Progress on standard error: a live bar in a terminal, nothing where nobody looks."""
+"""Progress on standard error: a live bar in a terminal, nothing elsewhere."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def _check(
     if model.facts.trained is not None and len(tokens[longest]) > model.facts.trained:
         warnings.warn(
             f"prompt {longest} has {len(tokens[longest])} tokens, and {model.name} was trained on {model.facts.trained}"
-            " at most: what it does beyond them nobody has taught it",
+            " at most: it was not trained on more",
             HeadcodesWarning,
             stacklevel=3,
         )

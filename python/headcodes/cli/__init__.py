@@ -82,7 +82,7 @@ def _flush() -> None:
 def _leave() -> None:
     """Spare Python its last search for cycles among torch's and transformers' objects, which takes it a second.
 
-    Not where Triton is loaded: its bindings then complain of functions that nobody collected.
+    Not where Triton is loaded: its bindings then report functions that were not collected.
     """
     if "triton" not in sys.modules:
         gc.freeze()

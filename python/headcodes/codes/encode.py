@@ -26,7 +26,7 @@ DEAD = -1
 # Elements of the largest intermediate of the torch backend: 4 MiB in fp32. Times are flat from a tenth of it to
 # thirty times as much (docs/performance.md).
 TILE_ELEMENTS = 1 << 20
-# Bytes of folded weights held at once on a GPU; more are folded and encoded in turns.
+# Bytes of folded weights held at once on a GPU; more are folded and encoded part by part.
 FOLDED_BYTES = 1 << 31
 # What a backend writes for a row whose largest latent is no finite number; never handed to a caller.
 NOT_FINITE = -(2**31)

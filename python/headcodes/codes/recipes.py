@@ -26,7 +26,7 @@ class Recipe:
     """How codes are made.
 
     Attributes:
-        scale: what head outputs are divided by before they meet the autoencoder: nothing, one standard deviation for
+        scale: what head outputs are divided by before they are encoded: nothing, one standard deviation for
             all heads, or each head's own after its mean is taken away.
         train_on: "prompts" draws training prompts from all prompts of both sides; "pairs" draws pairs, so that
             both sides weigh the same.
@@ -77,7 +77,7 @@ class Codes:
 
 @dataclass(frozen=True)
 class Trained:
-    """Autoencoders of one recipe, one a seed, and how head outputs are scaled before they meet them.
+    """Autoencoders of one recipe, one a seed, and how head outputs are scaled before they are encoded.
 
     Attributes:
         prompts: what each was trained on.

@@ -176,8 +176,8 @@ class EdgeAblation(HeadAblation):
             keys = [("input", 0)]
             for layer in range(self.model.n_layers):
                 keys += [(kind, layer) for kind in (("z", "mlp") if self.graph.has_mlps else ("z",))]
-            home = self.model.device
-            return torch.cat([reads.written(kind, layer, reference.ablated).to(home) for kind, layer in keys])
+            device = self.model.device
+            return torch.cat([reads.written(kind, layer, reference.ablated).to(device) for kind, layer in keys])
 
     def loss(self, removed: Bool[Tensor, "n_source n_destination"]) -> float:
         """Return the mean loss over pairs without the edges where ``removed`` is True."""
@@ -228,7 +228,7 @@ class _Cut:
 
     @contextmanager
     def cutting(self) -> Iterator[None]:
-        """Hang the hooks in."""
+        """Register the hooks."""
         model, reads = self.model, self.reads
         with ExitStack() as hooks:
             hooks.enter_context(reads.recording())

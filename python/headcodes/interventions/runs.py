@@ -1,4 +1,4 @@
-"""Forward and backward passes over prompt pairs, with every part of the model laid open."""
+"""Forward and backward passes over prompt pairs that return every part of the model."""
 
 from __future__ import annotations
 
@@ -213,14 +213,14 @@ def run(
     also: AbstractContextManager[Any] | None = None,
     whole_vocabulary: bool = False,
 ) -> Parts:
-    """Run the model over ``tokens`` and lay its parts open.
+    """Run the model over ``tokens`` and return its parts.
 
     With gradients on, the graph begins at the first layer's input. Must be called inside ``ready``.
 
     Args:
         batch: says where the last positions are and which answers' logits to take.
         edits: what to change on the way. An edit sees the tensor as it is; its result is what ``Parts`` holds.
-        also: a context to hang further hooks in with, behind the ones here.
+        also: a context that registers further hooks, behind the ones here.
         whole_vocabulary: return the logits of all tokens, not only of the batch's answers.
     """
     kept: dict[str, Tensor] = {}

@@ -1,6 +1,6 @@
 """Code sets: one sparse autoencoder for all heads, one integer code a head and prompt, scores by set difference.
 
-The published method (O'Neill & Bui 2024, arXiv 2405.12522) and two that mend it. All three walk the same way; they
+The published method (O'Neill & Bui 2024, arXiv 2405.12522) and two variants of it. All three run the same stages; they
 differ in the entries of one table.
 """
 

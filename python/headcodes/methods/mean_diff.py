@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     """Score a head by the norm, in d_model, of its mean output over positives less that over negatives.
 
-    The output is linear in z, so the mean is taken in d_head, and one row a head meets the projection.
+    The output is linear in z, so the mean is taken in d_head, and only one row a head is projected.
     """
     activations = inputs.activations
     findings = Findings.of(inputs.model)

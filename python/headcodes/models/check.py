@@ -207,7 +207,7 @@ def _batches(model: Model, ids: Int[Tensor, " seq"], record: Record) -> tuple[bo
     for layer, (one, two, both) in enumerate(zip(*alone, filled, strict=True)):
         size = float(one.float().norm()) or 1.0
         off = float((torch.cat([one, two]) - both[:, :n]).float().norm()) / size
-        # Which experts an MLP takes can hang on a rounding: in coarse dtypes only the first layer is decisive.
+        # Which experts an MLP takes can depend on a rounding: in coarse dtypes only the first layer is decisive.
         if off > tolerance and (layer == 0 or not coarse):
             raise HeadcodesError(
                 "A model must read from left to right, each prompt by itself",

@@ -49,7 +49,7 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def refuse_kind(*devices: str) -> None:
-    """Raise where a device is of a kind that nobody has tried headcodes on.
+    """Raise where a device is of a kind on which headcodes was never tried.
 
     Training runs as a CUDA graph there or on the CPU, and sums are checked in float64, which Apple's devices lack.
 
@@ -117,8 +117,8 @@ def torch_threads(threads: int | None) -> Iterator[None]:
 
 def brought(parts: Sequence[Tensor]) -> Float[Tensor, "n_part ..."]:
     """Return tensors of one shape, wherever they lie, stacked on the CPU in float64; the host waits once."""
-    home = parts[0].device
-    return torch.stack([part.to(home) for part in parts]).cpu().double()
+    device = parts[0].device
+    return torch.stack([part.to(device) for part in parts]).cpu().double()
 
 
 class EachDevice:

@@ -31,7 +31,7 @@ def converted(path: Path, digest: str) -> Path:
     """Return a folder with the model of a GGUF file as fp32 safetensors, its configuration and its tokenizer.
 
     The folder lies in the cache under ``digest`` (the file's SHA-256). It is made on first use, under another name,
-    and renamed when complete: whoever finds it finds all of it, and two processes converting at once do no harm.
+    and renamed when complete: so it is never found half-written, and two processes converting at once do no harm.
     Checksums of its files lie in it; a folder that is damaged is made anew.
 
     Warns:

@@ -76,7 +76,7 @@ def load_model(
                 raise HeadcodesError(
                     "An adapter must change a model's layers",
                     f"{source.active_peft_config.peft_type.value}, which puts tokens before every prompt",
-                    "Take a model adapted by LoRA or its kin, or none.",
+                    "Take a model adapted by LoRA or a variant of it, or none.",
                 )
             # The model itself, with the adapters in its layers.
             source = source.get_base_model()

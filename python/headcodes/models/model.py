@@ -1,4 +1,4 @@
-"""A language model laid open: its heads, how to run it, how to listen in, and nothing changed in it."""
+"""A language model: its heads, how to run it, how to hook into it. Nothing in it is changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """A causal language model with its attention heads laid open. Nothing in it is changed, ever.
+    """A causal language model and access to its attention heads. Nothing in it is ever changed.
 
     Attributes:
         name: what it was loaded by. revision: the hub's revision, or None. family: its configuration's model_type, or
@@ -138,7 +138,7 @@ class Model:
         projection's bias, is the projection's output, adapters included. Grouped-query attention shares keys and
         values, not these. Rows that a layer's narrower heads lack are zero.
         """
-        # A plain tensor wherever it is first asked for: one made in inference mode could never meet autograd.
+        # A plain tensor wherever it is first asked for: autograd cannot use one made in inference mode.
         with torch.inference_mode(False), torch.no_grad():
             weights = torch.zeros(
                 self.n_layers, self.n_heads, self.d_head, self.d_model, dtype=self.dtype, device=self.device
@@ -218,7 +218,7 @@ class Model:
         vocab: Int[Tensor, " n_vocab"] | None = None,
         **inputs: Any,
     ) -> Float[Tensor, "n n_vocab"] | None:
-        """Run the model over token ids; whoever wants to see something inside hangs a hook in first.
+        """Run the model over token ids; register hooks first to see something inside.
 
         Nothing is cached and no logits are computed but those asked for. Gradients flow unless the caller forbids
         them. Rows shorter than ``seq`` need no mask when filled up on the right: no token sees one after it.

@@ -9,7 +9,7 @@ The residual stream has named channels, each a set of coordinates. Heads of the 
 channels of the mechanism. All other heads are distractors: they attend by position or by kind of word, they
 read the same channels, and what they write is, per head, as large as what the heads of the plant write; but
 they write into a channel that only distractors read. Their effect on the logits is therefore not small but
-exactly zero, in floating point too, because that channel meets only zero weights. Three kinds of distractor:
+exactly zero, in floating point too, because that channel has only zero weights. Three kinds of distractor:
 most read only what both prompts of a pair share; some read the channels that carry names and the mechanism's
 signals too; and some are look-alikes, which attend and read exactly as a head of the plant does, and so tell
 clean from corrupted as well as it. A method that looks for heads that tell the prompts apart is misled by

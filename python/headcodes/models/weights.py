@@ -26,7 +26,7 @@ def weights_of(module: nn.Module) -> Any:
 
 
 def is_bridge(module: object) -> bool:
-    """Whether a user handed us a TransformerBridge; if TransformerLens was never imported, nobody can have one."""
+    """Whether a user handed us a TransformerBridge; if TransformerLens was never imported, it is none."""
     lens = sys.modules.get("transformer_lens.model_bridge")
     return lens is not None and isinstance(module, lens.TransformerBridge)
 
@@ -65,7 +65,7 @@ def matrix_of(module: nn.Module) -> Float[Tensor, "n_in n_out"]:
         HeadcodesError: see ``check_affine``.
     """
     linear = weights_of(module)
-    # A plain tensor wherever it is first asked for: one made in inference mode could never meet autograd.
+    # A plain tensor wherever it is first asked for: autograd cannot use one made in inference mode.
     with torch.inference_mode(False), torch.no_grad():
         if _is_plain(linear):
             with weights_present(linear):
@@ -157,6 +157,6 @@ def _runs_in(linear: nn.Module) -> tuple[torch.dtype, torch.device]:
 
 
 def _ask(linear: Any, x: Tensor) -> Tensor:
-    # Not by a call: that would also run the hooks of whoever listens.
+    # Not by a call: that would also run hooks registered by others.
     found: Tensor = linear.forward(x)
     return found

@@ -193,7 +193,7 @@ def instruction_set() -> str:
 class Sides:
     """Both sides as int32 arrays the core can read, and the way back to the caller's kind of array.
 
-    As a context manager it turns the core's report of a bad code into the error users meet.
+    As a context manager it turns the core's report of a bad code into a ``HeadcodesError``.
     """
 
     def __init__(self, pos: Any, neg: Any, dead: int | None) -> None:

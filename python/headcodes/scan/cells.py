@@ -53,7 +53,7 @@ class Queue:
         self._at: dict[Hashable, tuple[object, ...]] = {}
 
     def take(self, worker: Hashable) -> Job | None:
-        """Return the next cell for a worker: of its prompts, else its model, else what nobody does, else any."""
+        """Return the next cell for a worker: of its prompts, else its model, else one of a free model, else any."""
         here = self._at.get(worker)
         choices = [group for group, jobs in self._groups.items() if jobs]
         if not choices:
@@ -249,14 +249,14 @@ def _capture(model: Model, cell: Cell) -> Inputs:
         pairs = task.build(model.tokenizer, n=cell.n_prompts, seed=cell.prompt_seed, negative=cell.negative)
     inputs = Inputs(model, ask(model, pairs, cell.bos), cell)
     with warnings.catch_warnings():
-        # A scan over many models meets many that hardly do a task; the row says so in share_right.
+        # Over many models, many hardly do a task; the row has it in share_right.
         warnings.simplefilter("ignore", HeadcodesWarning)
         _ = inputs.task_check
     return inputs
 
 
 def give_back(device: str) -> None:
-    """Let go of what nobody holds any more; on a GPU also of what torch keeps for itself, as others may share it."""
+    """Free memory that is no longer referenced; on a GPU also torch's own cache, as others may share the device."""
     gc.collect()
     if device.startswith("cuda"):
         import torch

@@ -104,7 +104,7 @@ def run_work(
     """Do surveyed work as ``scan`` does; ``started`` is called with each cell that is begun.
 
     Args:
-        worker: does the cells in this process, and keeps its model for whoever gave it.
+        worker: does the cells in this process; the caller can go on using its model.
     """
     if workers is not None and workers < 1:
         raise HeadcodesError("a scan must have at least one worker", str(workers), "Leave --workers out if in doubt.")
