@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import mean, variance
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,18 @@ def test_estimates_lie_nearer_the_truth_than_exact_means_of_few_prompts() -> Non
     # A proposal that says nothing, and prompts that all agree, leave the exact means as they are.
     same = np.tile(truth, (6, 1))
     np.testing.assert_allclose(shrunk(same, draw.normal(size=30), signed=True), truth)
+
+
+def test_an_estimate_weighs_the_variance_of_the_mean_against_the_proposals_error() -> None:
+    draw = np.random.default_rng(6)
+    effects, proposed = draw.normal([3.0, -2.0, 1.0, 0.0], size=(5, 4)), np.array([1.5, -1.2, 0.2, 0.4])
+    exact = [mean(column) for column in effects.T.tolist()]
+    slope = sum(e * p for e, p in zip(exact, proposed, strict=True)) / sum(p * p for p in proposed)
+    variances = [variance(column) / 5 for column in effects.T.tolist()]
+    off = mean((e - slope * p) ** 2 - v for e, p, v in zip(exact, proposed, variances, strict=True))
+    assert off > 0
+    expected = [(off * e + v * slope * p) / (off + v) for e, p, v in zip(exact, proposed, variances, strict=True)]
+    np.testing.assert_allclose(shrunk(effects, proposed, signed=True), expected)
 
 
 def test_what_cannot_be_patched_stays_a_proposal_and_says_so(tiny_model: Any) -> None:
