@@ -12,9 +12,10 @@ import pytest
 import headcodes
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesWarning
-from headcodes.evaluation.confirm import confirmation, on_held_out
+from headcodes.evaluation.confirm import confirmation, edge_rows, on_held_out
 from headcodes.evaluation.faithfulness import behaviour
 from headcodes.graph import head_name, parse_head, split_slot
+from headcodes.interventions.paths import PathEffects
 from headcodes.interventions.verify import in_order, shrunk
 from headcodes.methods.inputs import Inputs
 from headcodes.models import planted
@@ -89,6 +90,15 @@ def test_estimates_lie_nearer_the_truth_than_exact_means_of_few_prompts() -> Non
     # A proposal that says nothing, and prompts that all agree, leave the exact means as they are.
     same = np.tile(truth, (6, 1))
     np.testing.assert_allclose(shrunk(same, draw.normal(size=30), signed=True), truth)
+
+
+def test_a_path_is_confirmed_from_a_hundredth_of_the_logit_difference_on() -> None:
+    mean = np.array([0.021, -0.021, 0.019, 0.5])
+    low, high = mean - 0.01, mean + np.array([0.01, 0.01, 0.01, 0.0])
+    low[3] = -0.1  # an interval around 0
+    edges = [("a0.h0", f"a1.h{i}<q>") for i in range(4)]
+    paths = PathEffects(edges, np.tile(mean, (3, 1)), mean, low, high, np.full(3, 2.0))
+    assert [row["confirmed"] for row in edge_rows(paths)] == [True, True, False, False]
 
 
 def test_an_estimate_weighs_the_variance_of_the_mean_against_the_proposals_error() -> None:

@@ -95,6 +95,21 @@ def test_every_family_gets_scores(tiny_model: Callable[..., Any], family: str) -
     assert scores.max() > 0
 
 
+def test_scores_add_both_changes_in_standard_deviations(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model()
+    pairs = tasks.get("ioi").build(model.tokenizer, n=8, seed=0)
+    found = headcodes.discover(model, pairs, method="contrast", n_train=4, verify=None).findings
+    to_answer, to_stream = changes(model, tokenize(pairs, model.tokenizer))
+    assert found.codes is not None
+    assert found.judged is not None
+    untrained = [i for i in range(8) if found.judged[i] and found.judged[8 + i]]
+    assert len(untrained) == 6
+    flips = [[int(found.codes[i, head] != found.codes[8 + i, head]) for i in untrained] for head in range(12)]
+    to_flips = to_stream * np.mean(flips, axis=1).reshape(3, 4)
+    expected = to_answer / to_answer.std() + to_flips / to_flips.std()
+    np.testing.assert_allclose(found.head_scores, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["planted-ioi", "planted-induction"])
 def test_planted_heads_come_first(name: str) -> None:
     plant = planted.load(name)
