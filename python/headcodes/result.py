@@ -208,9 +208,9 @@ class Result(Settings):
             document["faithfulness"] = self.held_out
         if self.unverified is not None:
             document["unverified"] = self.unverified
-        engine = self.findings.engine if self.verification is None else self.verification.engine
-        if engine is not None:
-            document["engine"] = asdict(engine)
+        for name, by in (("engine", self.verification or self.findings), ("path_engine", self.paths)):
+            if by is not None and by.engine is not None:
+                document[name] = asdict(by.engine)
         return document | {
             "circuit": self.circuit(top).as_lists(),
             **({} if self.metric is None else {"metric": self.metric}),

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+import headcodes
 from headcodes import tasks
+from headcodes.errors import HeadcodesWarning
+from headcodes.interventions import walk
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.verify import verify
+from headcodes.interventions.walk import EngineUsed
 from headcodes.prompts.tokens import TokenPairs, tokenize
 
 pytestmark = pytest.mark.real
@@ -63,6 +67,23 @@ def test_known_heads_have_their_known_effects(smollm2: Any, ioi: TokenPairs) -> 
         assert np.sign(effect) == np.sign(known)
         assert abs(effect) > 0.4 * abs(known)
     assert np.abs(found.mean[len(KNOWN) :]).max() < 0.3
+
+
+def test_low_precision_is_told_from_a_walk_that_goes_wrong(ioi: TokenPairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers of some of these pairs lie near 0, where bfloat16 rounds a tenth of them away."""
+    model = headcodes.load_model("smollm2-135m", dtype="bfloat16")
+    tokens = ioi.subset(range(12))
+    assert verify(model, tokens, [(29, 1)]).engine == EngineUsed("walk")
+    honest = walk._Batch._prepare
+
+    def one_place_off(self: Any) -> None:
+        honest(self)
+        for _, named in self.calls:
+            named["position_embeddings"] = tuple(part.roll(1, 1) for part in named["position_embeddings"])
+
+    monkeypatch.setattr(walk._Batch, "_prepare", one_place_off)
+    with pytest.warns(HeadcodesWarning, match="own answers"):
+        assert verify(model, tokens, [(29, 1)]).engine != EngineUsed("walk")
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import gc
 import io
 import os
 import sys
@@ -45,7 +44,16 @@ def main() -> None:
     What is a fault of headcodes itself ends in one line and status 1. ``HEADCODES_DEBUG=1`` shows the traceback of
     either.
     """
-    atexit.register(_leave)
+    leaving = _Leaving()
+    atexit.register(leaving)
+    try:
+        _run()
+    except SystemExit as end:
+        leaving.status = end.code or 0
+        raise
+
+
+def _run() -> None:
     warnings.simplefilter("always", HeadcodesWarning)
     warnings.showwarning = _show_warning
     for stream in (sys.stdout, sys.stderr):
@@ -79,13 +87,24 @@ def _flush() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # for the last flush, which Python does itself
 
 
-def _leave() -> None:
-    """Spare Python its last search for cycles among torch's and transformers' objects, which takes it a second.
+class _Leaving:
+    """Spares Python its last search for cycles among torch's and transformers' objects, which takes it a second.
 
-    Not where Triton is loaded: its bindings then report functions that were not collected.
+    Registered before a command runs, it is called behind whatever the command's libraries have to do when they leave:
+    threads have ended by then, pools are closed and temporary folders gone.
+
+    Attributes:
+        status: with which the process ends; None until that is known.
     """
-    if "triton" not in sys.modules:
-        gc.freeze()
+
+    status: object = None
+
+    def __call__(self) -> None:
+        """End the process, if it is known how, and Python would take long over it."""
+        if not isinstance(self.status, int) or "torch" not in sys.modules or os.environ.get("HEADCODES_DEBUG") == "1":
+            return
+        _flush()
+        os._exit(self.status)
 
 
 def _complain(message: str, status: int, error: BaseException) -> None:

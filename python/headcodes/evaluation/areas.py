@@ -88,18 +88,20 @@ def head_cpr_cmd(
 ) -> dict[str, Any]:
     """CPR and CMD over shares of the heads. MIB's own, over shares of edges (``edge_cpr_cmd``), are other numbers.
 
-    All circuits run side by side. Arguments as ``curve``; returns as ``cpr_cmd``.
+    All circuits run side by side. Arguments as ``curve``; returns as ``cpr_cmd``, and ``engine``.
     """
     shape = (model.n_layers, model.n_heads)
+    engines = []
 
     def together(wanted: list[tuple[int, ...]]) -> list[float]:
         kept = np.zeros((1 + len(wanted), *shape), dtype=bool)
         for mask, taken in zip(kept[1:], wanted, strict=True):
             mask.ravel()[list(taken)] = True
         found = behaviour(model, tokens, kept, ablation=ablation, engine=engine, memory_bytes=memory_bytes)
+        engines.append(found.engine)
         return list(normalised(found.logit_diff, empty=2)[3:].tolist())
 
-    return _cpr_cmd_together(together, head_scores, shares)
+    return _cpr_cmd_together(together, head_scores, shares) | {"engine": vars(engines[-1])}
 
 
 def edge_cpr_cmd(

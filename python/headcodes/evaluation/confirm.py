@@ -123,12 +123,16 @@ def confirm_edges(inputs: Inputs, verification: Verification, seed: int) -> Path
         return None
     most, least = max(20, 3 * len(heads)), EDGE_SHARE * float(clean_ld.mean())
 
+    engines = []
+
     def effects_of(some: Sequence[tuple[str, str]]) -> Float[np.ndarray, "n_pairs n"]:
-        return path_effects(model, chosen, some, known=(clean_ld, corrupt_ld)).effects
+        found = path_effects(model, chosen, some, known=(clean_ld, corrupt_ld))
+        engines.append(found.engine)
+        return found.effects
 
     effects, _ = in_order(ranked, effects_of, least, lambda some: len(some) <= most)
     low, high = metrics.mean_intervals(effects, seed=seed)
-    return PathEffects(ranked[: effects.shape[1]], effects, effects.mean(axis=0), low, high, clean_ld)
+    return PathEffects(ranked[: effects.shape[1]], effects, effects.mean(axis=0), low, high, clean_ld, engines[-1])
 
 
 def expected_effects(findings: Findings, verification: Verification) -> Float[np.ndarray, " n_component"]:

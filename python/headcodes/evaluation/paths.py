@@ -44,18 +44,20 @@ def path_truth(
     edges = [(head_name(*a), head_name(*b)) for a in ordered for b in ordered if a[0] < b[0]]
     chosen, clean_ld, corrupt_ld, *_ = answered(model, tokens, pairs)
     what = f"paths {checksum(json.dumps(edges).encode())}"
-    rows = []
+    rows, engines = [], []
     for index in range(len(chosen)):
         one = chosen.subset([index])
         known = clean_ld[[index]], corrupt_ld[[index]]
 
         def make(one: TokenPairs = one, known: Any = known) -> dict[str, torch.Tensor]:
-            return {"effects": torch.from_numpy(path_effects(model, one, edges, known=known).effects[0])}
+            found = path_effects(model, one, edges, known=known)
+            engines.append(found.engine)
+            return {"effects": torch.from_numpy(found.effects[0])}
 
         rows.append(kept(model, one, what, make)["effects"].numpy())
     effects = np.stack(rows)
     low, high = metrics.mean_intervals(effects, seed=seed)
-    return PathEffects(edges, effects, effects.mean(axis=0), low, high, clean_ld)
+    return PathEffects(edges, effects, effects.mean(axis=0), low, high, clean_ld, engines[-1] if engines else None)
 
 
 def judge_paths(
@@ -69,8 +71,8 @@ def judge_paths(
 
     Returns:
         ``n_paths``, ``n_edges_in_truth`` (interval excludes 0, effect at least 1% of the logit difference),
-        ``n_pairs``, ``largest`` paths with effect and interval, and ``pair_auc`` and ``pair_average_precision``, None
-        where the scores are all alike or the truth has but one kind.
+        ``n_pairs``, ``engine``, ``largest`` paths with effect and interval, and ``pair_auc`` and
+        ``pair_average_precision``, None where the scores are all alike or the truth has but one kind.
 
     Raises:
         HeadcodesError: as ``path_truth``.
@@ -87,6 +89,7 @@ def judge_paths(
         "n_paths": len(labels),
         "n_edges_in_truth": int(labels.sum()),
         "n_pairs": len(found.effects),
+        "engine": None if found.engine is None else vars(found.engine),
         "largest": rows[:10],
         "pair_auc": metrics.roc_auc(scores, labels) if judged else None,
         "pair_average_precision": metrics.average_precision(scores, labels) if judged else None,

@@ -31,6 +31,7 @@ from headcodes.interventions.runs import (
     run,
 )
 from headcodes.models.hooks import Edit, edit_input
+from headcodes.models.relied import check_ungrouped, ungrouped
 from headcodes.models.weights import matrix_of
 from headcodes.settings import Metric
 
@@ -145,12 +146,7 @@ class EdgeAblation(HeadAblation):
     """
 
     def __init__(self, model: Model, tokens: TokenPairs, ablation: PairAblation, loss: Metric) -> None:
-        if model.n_kv_heads != model.n_heads and not hasattr(model.attention(0), _GROUPS):
-            raise HeadcodesError(
-                "heads whose edges are cut must have, or be given, keys and values of their own",
-                f"{model.n_heads} heads on {model.n_kv_heads} keys and values",
-                "Use level='node', or eap for edges.",
-            )
+        check_ungrouped(model)
         if model.facts.norms_over_heads:
             raise HeadcodesError(
                 "heads whose edges are cut must have a query and key of their own",
@@ -196,24 +192,6 @@ class EdgeAblation(HeadAblation):
         return total / self.n_pairs
 
 
-# What attention of transformers reads to see how many heads share a key: it takes as many keys as it is given.
-_GROUPS = "num_key_value_groups"
-
-
-@contextmanager
-def _ungrouped(model: Model) -> Iterator[None]:
-    """Let attention take keys and values for every head while open."""
-    parts = [model.attention(layer) for layer in range(model.n_layers)]
-    before = [getattr(part, _GROUPS) for part in parts]
-    try:
-        for part in parts:
-            setattr(part, _GROUPS, 1)
-        yield
-    finally:
-        for part, groups in zip(parts, before, strict=True):
-            setattr(part, _GROUPS, groups)
-
-
 class _Cut:
     """One pass in which destinations read a stream without some of its sources."""
 
@@ -233,7 +211,7 @@ class _Cut:
         with ExitStack() as hooks:
             hooks.enter_context(reads.recording())
             if self.group_size > 1:
-                hooks.enter_context(_ungrouped(model))
+                hooks.enter_context(ungrouped(model))
             hooks.enter_context(edit_input(model.layers[0], self._keep_input(self.graph.rows("input", 0))))
             for layer in range(model.n_layers):
                 for slot in "qkv":

@@ -20,7 +20,7 @@ from headcodes.graph import parse_head, split_slot
 from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.patch import answered, logit_diffs
 from headcodes.interventions.verify import confirmed
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, run_edited
+from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed, run_edited
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -42,6 +42,7 @@ class PathEffects:
         effects: [n_pairs, n_edge] in logits, float64; positive where the path helps to answer.
         mean, low, high: [n_edge]; the 95% interval is of the mean.
         clean_ld: logit differences of the clean prompts [n_pairs].
+        engine: Which engine patched, and why; None where every effect was in the cache.
     """
 
     edges: list[tuple[str, str]]
@@ -50,6 +51,7 @@ class PathEffects:
     low: Float[np.ndarray, " n_edge"]
     high: Float[np.ndarray, " n_edge"]
     clean_ld: Float[np.ndarray, " n_pairs"]
+    engine: EngineUsed | None = None
 
     def confirmed(self, share: float = 0.01) -> list[tuple[str, str]]:
         """Return the edges whose interval excludes 0 and whose |mean| is at least ``share`` of the clean logit
@@ -115,9 +117,9 @@ def path_effects(
                 found = logit_diffs(chosen, index, values)
                 effects[index, places] = found[0] - found[plan.outcomes]
 
-        run_edited(model, chosen, plan, done=done, engine=engine, memory_bytes=memory_bytes, splits=False)
+        used = run_edited(model, chosen, plan, done=done, engine=engine, memory_bytes=memory_bytes, splits=False)
     low, high = metrics.mean_intervals(effects, seed=seed)
-    return PathEffects(list(edges), effects, effects.mean(axis=0), low, high, clean_ld)
+    return PathEffects(list(edges), effects, effects.mean(axis=0), low, high, clean_ld, used)
 
 
 @dataclass(frozen=True)

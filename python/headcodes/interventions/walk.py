@@ -6,15 +6,14 @@ changed token is the same for all rows: its keys and values are computed once. O
 the last position.
 
 The layers are called with the very arguments that the model itself gives them, so the walk holds for every family whose
-blocks hand a residual stream from one to the next. It is checked on a pair of each batch: the walk's clean and
-corrupted answers must be those of the model's own forward pass. Where they are not, or where blocks cannot be called
-like that (TransformerBridge, offloaded weights), whole forward passes do the same work, slower, and both a warning and
-the result say why.
+blocks hand a residual stream from one to the next. It is checked on a pair of each batch: the walk's logits of the
+clean and the corrupted prompt must be those of the model's own forward pass. Where they are not, or where blocks cannot
+be called like that (TransformerBridge, offloaded weights), whole forward passes do the same work, slower, and both a
+warning and the result say why.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,11 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.errors import HeadcodesError
 from headcodes.interventions.edits import EditPlan, groups
 from headcodes.models.hooks import as_found
 from headcodes.models.model import Model
 from headcodes.models.prefix_cache import cache_argument, prefix_cache, why_not_walked
+from headcodes.models.relied import announce, body_of, soft_capped
 from headcodes.models.slots import slot_projection
 
 if TYPE_CHECKING:
@@ -38,8 +38,12 @@ if TYPE_CHECKING:
 
 DEFAULT_SWEEP_BYTES = 1 << 27
 _FEWEST_ROWS = 32
-# The walk and the model's own pass do the same sums in another order.
+# The walk and the model's own pass do the same sums in another order: how far their logits may lie apart, as a share of
+# how far a prompt's logits lie apart from each other.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_LOW_PRECISION = 0.1
+# Answers alone are two or three logits that may lie near 0, where rounding in low precision looks like another model.
+_N_COMPARED = 64
 
 
 Engine = Literal["auto", "walk", "forward"]
@@ -94,6 +98,7 @@ def run_edited(
     """
     if engine not in ("auto", "walk", "forward"):
         raise HeadcodesError("engine must be auto, walk or forward", repr(engine), "Leave it at auto.")
+    slower = f"whole forward passes of {model.name} are run, which takes longer than a walk through its layers"
     why = why_not_walked(model) if engine != "forward" else None
     walks = engine != "forward" and why is None
     if engine == "walk" and why is not None:
@@ -103,7 +108,7 @@ def run_edited(
             "Leave engine at auto.",
         )
     if why is not None:
-        _announce(model, why)
+        announce(model, slower, why)
     budget = max(1, memory_bytes // _bytes_per_token(model))
     n_rows = len(plan.starts)
     with as_found(model.module), torch.inference_mode():
@@ -133,7 +138,7 @@ def run_edited(
                                     "Use engine='forward'.",
                                 )
                             why = "it does not give the model's own answers"
-                            _announce(model, why)
+                            announce(model, slower, why)
                             walks = False
                     if rows is None:
                         rows = batch.forward(part)
@@ -142,19 +147,6 @@ def run_edited(
                         logits[pair].append(values if row == 0 else values[2:])
                 done(indices, logits)
     return EngineUsed("walk" if walks else "forward", why)
-
-
-def _announce(model: Model, why: str) -> None:
-    """Warn once a model and reason: heads are patched a few at a time."""
-    announced: set[str] = model.__dict__.setdefault("_announced", set())
-    if why in announced:
-        return
-    announced.add(why)
-    warnings.warn(
-        f"whole forward passes of {model.name} are run, which takes longer than a walk through its layers: {why}",
-        HeadcodesWarning,
-        stacklevel=3,
-    )
 
 
 class _Batch:
@@ -197,12 +189,13 @@ class _Batch:
             _answers(model, last[:, pair], None if self.scored is None else self.scored[pair])
             for pair in range(self.n_pairs)
         ]
-        return rows if _agree(rows[0][:2], self.own, model.dtype) else None
+        walked = rows[0][:2] if self.scored is None else _answers(model, last[:2, 0], self.compared)
+        return rows if _agree(walked, self.own, model.dtype) else None
 
     def _prepare(self) -> None:
         """Run the prefix once, then both suffixes, noting how the model calls its layers and what it answers."""
         model = self.model
-        body: Any = model.module.base_model
+        body: Any = body_of(model.module)
         self.cache = prefix_cache(model.n_layers)
         named = {cache_argument(model) or "": self.cache}
         if self.start:
@@ -227,7 +220,9 @@ class _Batch:
             body(input_ids=suffixes, use_cache=True, **named)
         self.calls, self.embedded = calls, embedded[0]
         # One pair of the batch stands for all: they have one length and one first changed place.
-        self.own = _own_answers(model, self.ids[:, :1], None if self.scored is None else self.scored[:1])[0]
+        n_vocab = model.d_vocab
+        self.compared = sorted({*(self.scored or [[]])[0], *range(0, n_vocab, max(1, n_vocab // _N_COMPARED))})
+        self.own = _own_answers(model, self.ids[:, :1], None if self.scored is None else [self.compared])[0]
 
     def forward(self, plan: EditPlan) -> list[Tensor]:
         """Do the same by whole forward passes: every row from the first token and the first layer on."""
@@ -316,9 +311,7 @@ def _answers(
     weight = unembed.weight[chosen].float()
     normed = model.final_norm(hidden).float()
     logits = torch.nn.functional.linear(normed, weight, None if bias is None else bias[chosen].float())
-    config: Any = model.module.config
-    cap = getattr(config.get_text_config(), "final_logit_softcapping", None)
-    return torch.tanh(logits / cap) * cap if cap else logits * model.facts.logit_scale
+    return soft_capped(model, logits * model.facts.logit_scale)
 
 
 def _own_answers(
@@ -336,9 +329,9 @@ def _own_answers(
     return [logits[:, pair, [column[token] for token in row]] for pair, row in enumerate(scored)]
 
 
-def _agree(walked: Tensor, own: Tensor, dtype: torch.dtype) -> bool:
-    scale = max(1.0, float(own.abs().max()))
-    return bool((walked - own).abs().max() <= _TOLERANCE.get(dtype, 5e-2) * scale)
+def _agree(walked: Float[Tensor, "row token"], own: Float[Tensor, "row token"], dtype: torch.dtype) -> bool:
+    spread = (own - own.mean(-1, keepdim=True)).norm(dim=-1)
+    return bool(((walked - own).norm(dim=-1) <= _TOLERANCE.get(dtype, _LOW_PRECISION) * spread).all())
 
 
 def _fitted(value: Any, n_from: int, n_to: int) -> Any:

@@ -22,8 +22,9 @@ from headcodes.models.disturbed import CLEAN, HEADS, LENGTH, SLOT, Record, run, 
 from headcodes.models.facts import Facts, facts_from_json
 from headcodes.models.hooks import as_found, capture_inputs
 from headcodes.models.model import Model
+from headcodes.models.relied import attention_way
 from headcodes.models.slots import LAYOUTS, slot_projection
-from headcodes.models.weights import check_affine, is_bridge, is_quantised, weights_of
+from headcodes.models.weights import check_affine, is_quantised, weights_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -47,7 +48,7 @@ def prove(model: Model, known_checksum: str | None = None) -> None:
     path = None
     if known_checksum is not None:
         about = [_VERSION, known_checksum, str(model.dtype), model.device.type, model.family, torch.__version__]
-        about += [_config(model, "_attn_implementation"), metadata.version("transformers"), model.attention_path]
+        about += [attention_way(model), metadata.version("transformers"), model.attention_path]
         path = cache_dir() / "checks" / f"{checksum(json.dumps(about).encode())[:24]}.json"
         try:
             model.facts = facts_from_json(json.loads(path.read_text()))
@@ -215,7 +216,7 @@ def _batches(model: Model, ids: Int[Tensor, " seq"], record: Record) -> tuple[bo
                 "Take a causal language model.",
             )
         worst = max(worst, off)
-    if is_bridge(model.module) or _config(model, "_attn_implementation") not in ("sdpa", "eager"):
+    if attention_way(model) not in ("sdpa", "eager"):
         return False, worst
     path = torch.tensor([*range(common), *range(n, 2 * n - common)])
     seen = torch.eye(2 * n - common, dtype=torch.bool)
@@ -269,8 +270,6 @@ def _logit_scale(model: Model, record: Record) -> float:
 
 def _config(model: Model, name: str) -> Any:
     config: Any = getattr(model.module, "config", None)
-    if name.startswith("_"):
-        return getattr(config, name, None)
     return getattr(config.get_text_config(), name, None) if hasattr(config, "get_text_config") else None
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headcodes.errors import HeadcodesError
 from headcodes.models.facts import Facts
 from headcodes.models.families import resolve_path
+from headcodes.models.relied import attention_way, body_of
 from headcodes.models.weights import is_bridge, matrix_of, weights_of, widths
 
 if TYPE_CHECKING:
@@ -185,11 +186,9 @@ class Model:
         Where it was found to give what each gives alone; a window that slides over the row would not know which tokens
         belong together, so prompts must fit into it.
         """
+        if not self.facts.shares_rows or attention_way(self) not in ("sdpa", "eager"):
+            return 0
         config: Any = getattr(self.module, "config", None)
-        if not self.facts.shares_rows or is_bridge(self.module):
-            return 0
-        if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
-            return 0
         return int(getattr(config.get_text_config(), "sliding_window", None) or sys.maxsize)
 
     def attention(self, layer: int) -> nn.Module:
@@ -241,8 +240,8 @@ class Model:
         bridge = is_bridge(self.module)
         if not bridge:
             inputs["use_cache"] = False
-            if logits_at is None:
-                body: Any = self.module.base_model
+            body = body_of(self.module)
+            if logits_at is None and body is not None:
                 body(input_ids=tokens, **inputs)
                 return None
         at = torch.zeros(len(tokens), dtype=torch.long) if logits_at is None else logits_at.cpu()

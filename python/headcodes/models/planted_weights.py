@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Head
 from headcodes.models.hooks import capture_inputs
+from headcodes.models.relied import turn_positions
 from headcodes.tasks import ioi
 
 if TYPE_CHECKING:
@@ -126,9 +127,7 @@ def blank_model(n_layers: int, n_heads: int, d_vocab: int) -> Any:
         nn.init.zeros_(parameter)
     turns = torch.zeros(D_HEAD // 2)
     turns[_TURNED] = torch.tensor(_TURNS)
-    rotary = module.model.rotary_emb
-    rotary.inv_freq = turns
-    rotary.original_inv_freq = turns.clone()
+    turn_positions(module, turns)
     return module
 
 

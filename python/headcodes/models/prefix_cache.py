@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from importlib import metadata
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headcodes.models.hooks import as_found
 from headcodes.models.model import Model
+from headcodes.models.relied import body_of, newer_than_tried
 from headcodes.models.weights import is_bridge
 
 # What transformers calls the argument that takes a cache of keys and values: from 5.24 on, and before.
 _CACHE_ARGUMENTS = ("cache", "past_key_values")
-# The newest transformers that the tests were run with (docs/compatibility.md).
-NEWEST_TRIED = (5, 24)
 
 
 def why_not_walked(model: Model) -> str | None:
@@ -30,17 +27,11 @@ def why_not_walked(model: Model) -> str | None:
         return "its weights lie on several devices"
     if model.final_norm is None:
         return "its final norm is not known"
-    if not isinstance(getattr(model.module, "base_model", None), nn.Module):
+    if body_of(model.module) is None:
         return "it does not say which of its modules holds the layers (base_model)"
     if cache_argument(model) is None:
-        return f"it fills no cache of keys and values given as {' or '.join(_CACHE_ARGUMENTS)}{_newer_than_tried()}"
+        return f"it fills no cache of keys and values given as {' or '.join(_CACHE_ARGUMENTS)}{newer_than_tried()}"
     return None
-
-
-def _newer_than_tried() -> str:
-    version = metadata.version("transformers")
-    newer = tuple(map(int, re.findall(r"\d+", version)[:2])) > NEWEST_TRIED
-    return f" (transformers {version} is newer than any that was tried: docs/compatibility.md)" if newer else ""
 
 
 def cache_argument(model: Model) -> str | None:
@@ -57,7 +48,7 @@ def cache_argument(model: Model) -> str | None:
 def _fills(model: Model, name: str) -> bool:
     cache = prefix_cache(model.n_layers)
     cache.recording = True
-    body: Any = model.module.base_model
+    body: Any = body_of(model.module)
     token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     try:
         with as_found(model.module), torch.inference_mode():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,8 +83,10 @@ def attention_patterns(
     """
     import torch
 
+    from headcodes.models.relied import attending_eagerly
+
     found: list[np.ndarray] = []
-    with torch.inference_mode(), _eager(model.module):
+    with torch.inference_mode(), attending_eagerly(model):
         for ids in token_ids:
             tokens = torch.tensor([list(ids)], device=model.device)
             weights = _weights(model, tokens, sorted({layer for layer, _ in heads}))
@@ -123,19 +124,6 @@ def _weights(model: Model, tokens: Tensor, layers: Sequence[int]) -> dict[int, T
             "Save the result without the model: everything else is shown.",
         )
     return weights
-
-
-@contextmanager
-def _eager(module: Any) -> Iterator[None]:
-    before = getattr(getattr(module, "config", None), "_attn_implementation", None)
-    if before is None or not hasattr(module, "set_attn_implementation"):
-        yield
-        return
-    module.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        module.set_attn_implementation(before)
 
 
 def save_attention(folder: Path, examples: Sequence[AttentionPattern]) -> None:

@@ -573,10 +573,10 @@ def test_whole_forward_passes_are_announced_and_recorded_with_their_reason(
 def test_a_newer_transformers_is_named_where_it_is_not_recognised(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from headcodes.models import prefix_cache
+    from headcodes.models import prefix_cache, relied
 
     model = tiny_model("llama")
     _fills_no_cache(model, monkeypatch)
     assert "newer" not in str(prefix_cache.why_not_walked(model))
-    monkeypatch.setattr(prefix_cache.metadata, "version", lambda _name: "5.40.1")
+    monkeypatch.setattr(relied.metadata, "version", lambda _name: "5.40.1")
     assert "transformers 5.40.1 is newer than any that was tried" in str(prefix_cache.why_not_walked(model))

@@ -1,0 +1,44 @@
+"""How the command line leaves: at once, and with everything done that others have to do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import atexit, sys, types
+from headcodes import cli
+
+sys.modules["torch"] = types.ModuleType("torch")  # what takes Python long to clear away
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+
+    def __del__(self):
+        print("collected", flush=True)
+
+def command():
+    atexit.register(print, "last words")
+    sys.stdout.write("result\\n")  # nobody flushes it
+    sys.exit(int(sys.argv[1]))
+
+cycle = Cycle()
+cli.app = command
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_leaves_behind_everyone_elses_last_words_and_collects_nothing(status: int) -> None:
+    def run(**environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", SCRIPT, str(status)]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+
+    done = run()
+    assert (done.returncode, done.stdout, done.stderr) == (status, "result\nlast words\n", "")
+    plain = run(HEADCODES_DEBUG="1")
+    assert (plain.returncode, plain.stdout) == (status, "result\nlast words\ncollected\n")
