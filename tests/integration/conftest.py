@@ -3,10 +3,12 @@ store of a scan of it that nothing disturbed."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from headcodes import PromptPairs, cli, tasks
 from headcodes.models.sources import packaged_gguf
+from scan_command import PLANTED, command
 from scan_plan import LISTS, N_CELLS, SMALL, as_words, results, write_random_models
 
 
@@ -38,6 +41,18 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return status, out, err
 
     return call
+
+
+@pytest.fixture
+def run_scan(run: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
+    """``run_scan("--models", ...)`` is `headcodes scan`."""
+    return partial(run, "scan")
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_folder: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model on disk, for tests that only read it."""
+    return tiny_folder(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture
@@ -74,4 +89,16 @@ def undisturbed_plan(random_models: str, tmp_path_factory: pytest.TempPathFactor
     done = subprocess.run([sys.executable, "-m", "headcodes.cli", "scan", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(results(store)) == N_CELLS
+    return store
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a scan of three cells that nothing disturbed."""
+    store = tmp_path_factory.mktemp("undisturbed")
+    done = command(*PLANTED, "--store", store, "--json-lines")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {line["identity"] for line in lines} == set(results(store))
+    assert len(done.stderr.splitlines()) == 4
     return store

@@ -20,11 +20,6 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_folder: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("tiny-llama"))
-
-
-@pytest.fixture(scope="module")
 def prompt_file(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("prompts") / "mine.json"
     tasks.get("ioi").build(tiny_tokenizer, n=12, seed=1).to_json(path)
