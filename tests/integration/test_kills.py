@@ -22,6 +22,7 @@ import pytest
 
 from headcodes.report.folders import read_runs
 from scan_plan import arrays, as_words, results
+from tables import save_table
 
 # Runs the command line; when the work begins it says so, and what it writes under a folder it counts: each opening for
 # writing, each rename, each new folder. At the nth of these it sends itself a signal.
@@ -150,14 +151,9 @@ class Killer:
 def table() -> Iterator[dict[str, Counter[str]]]:
     found: dict[str, Counter[str]] = {}
     yield found
-    place = os.environ.get("HEADCODES_KILLS_TABLE")
-    if place:
-        columns = [f"{number.name} {where}" for where in ("in a write", "elsewhere") for number in SIGNALS]
-        lines = ["| what | " + " | ".join(columns) + " | all |", "|---" * (len(columns) + 2) + "|"]
-        for kind, kills in found.items():
-            counts = [*(kills[column] for column in columns), sum(kills.values())]
-            lines.append(f"| {kind} | " + " | ".join(map(str, counts)) + " |")
-        Path(place).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    columns = [f"{number.name} {where}" for where in ("in a write", "elsewhere") for number in SIGNALS]
+    rows = [(kind, *(kills[column] for column in columns), sum(kills.values())) for kind, kills in found.items()]
+    save_table("HEADCODES_KILLS_TABLE", ("what", *columns, "all"), rows)
 
 
 def content(run: Path) -> dict[str, str | bytes]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tables import save_table
 
 Found = Sequence[tuple[str | None, Any]]
 
@@ -22,11 +23,8 @@ def n_attacks() -> int:
 def attack_table() -> Iterator[dict[str, list[int]]]:
     table: dict[str, list[int]] = {}
     yield table
-    place = os.environ.get("HEADCODES_ATTACK_TABLE")
-    if place:
-        rows = [f"| {kind} | {tried:,} | {wrong:,} |" for kind, (tried, wrong) in sorted(table.items())]
-        text = "\n".join(["| attack | tried | misbehaved |", "|---|---|---|", *rows])
-        Path(place).write_text(text + "\n", encoding="utf-8")
+    rows = [(kind, *counts) for kind, counts in sorted(table.items())]
+    save_table("HEADCODES_ATTACK_TABLE", ("attack", "tried", "misbehaved"), rows)
 
 
 @pytest.fixture
