@@ -186,14 +186,8 @@ def explain(
     task_check = inputs.task_check
     confirms = verify is not None and (verify != "auto" or chosen.confirmed)
     inputs.held_out = n_held_out(len(inputs.tokens)) if confirms else 0
-    if seeds is not None and not chosen.seeded:
-        warnings.warn(
-            f"method {method!r} draws nothing: it runs once, and its scores hold for every seed",
-            HeadcodesWarning,
-            stacklevel=2,
-        )
-        seeds = None
-    drawn = (seed,) if seeds is None else check_seeds(seeds)
+    seeds = _seeds_of(method, seeds)
+    drawn = (seed,) if seeds is None else seeds
     found = None
     if chosen.recipe is not None:
         with _timed(stages, "train"):
@@ -209,20 +203,8 @@ def explain(
         stages[stage] = stages.get(stage, 0.0) + seconds
     stages["capture"] += inputs.capture_s  # some methods run the model themselves
     elapsed_s = time.perf_counter() - start + captured_before_s
-    positions = inputs.settings.positions
-    settings: dict[str, Any] = {name: getattr(inputs.settings, name) for name in SETTINGS} | {
-        "model": inputs.model.name,
-        "revision": inputs.model.revision,
-        "method": method,
-        "level": level,
-        "seed": seed,
-        "positions": positions if isinstance(positions, str) else "given",
-        "device": str(inputs.model.device),
-        "dtype": str(inputs.model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-    }
     return Result(
-        **settings,
+        **_settings_of(inputs, method, level, seed),
         d_model=inputs.model.d_model,
         parallel_attn_mlp=inputs.model.parallel_attn_mlp,
         pairs=inputs.tokens.pairs,
@@ -242,6 +224,34 @@ def explain(
         timings_s=stages | {"total": elapsed_s},
         versions=versions(),
     )
+
+
+def _seeds_of(method: str, seeds: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Return the seeds that a method is to run with; None, with a warning, where it draws nothing."""
+    if seeds is not None and not methods.get(method).seeded:
+        warnings.warn(
+            f"method {method!r} draws nothing: it runs once, and its scores hold for every seed",
+            HeadcodesWarning,
+            stacklevel=3,
+        )
+        return None
+    return None if seeds is None else check_seeds(seeds)
+
+
+def _settings_of(inputs: Inputs, method: str, level: Level, seed: int) -> dict[str, Any]:
+    """Return what was run, as a result names it: the settings asked for, with the model's own in place of "auto"."""
+    positions = inputs.settings.positions
+    return {name: getattr(inputs.settings, name) for name in SETTINGS} | {
+        "model": inputs.model.name,
+        "revision": inputs.model.revision,
+        "method": method,
+        "level": level,
+        "seed": seed,
+        "positions": positions if isinstance(positions, str) else "given",
+        "device": str(inputs.model.device),
+        "dtype": str(inputs.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
 
 
 @contextmanager
