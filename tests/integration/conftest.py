@@ -55,6 +55,14 @@ def folder(tiny_folder: Callable[[Path], Path], tmp_path_factory: pytest.TempPat
     return tiny_folder(tmp_path_factory.mktemp("tiny-llama"))
 
 
+@pytest.fixture(scope="module")
+def prompt_file(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with prompts of the IOI task."""
+    path = tmp_path_factory.mktemp("prompts") / "mine.json"
+    tasks.get("ioi").build(tiny_tokenizer, n=12, seed=1).to_json(path)
+    return path
+
+
 @pytest.fixture
 def outside_xdist() -> dict[str, str]:
     """The environment of a child that times: under xdist, where this test may run, pytest-benchmark times nothing."""

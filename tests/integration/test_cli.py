@@ -1,29 +1,19 @@
-"""The command line, in process: what goes where, and every wrong input."""
+"""The command line, in process: what goes where (what it refuses: test_cli_refusals.py)."""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from headcodes import tasks
-
 Run = Callable[..., tuple[int, str, str]]
 
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-
-
-@pytest.fixture(scope="module")
-def prompt_file(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("prompts") / "mine.json"
-    tasks.get("ioi").build(tiny_tokenizer, n=12, seed=1).to_json(path)
-    return path
 
 
 def test_table_on_stdout_complaints_on_stderr(run: Run, folder: Path) -> None:
@@ -178,117 +168,6 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-PAIR = {"clean": "Andrew sent", "corrupt": "Jane sent", "answers": [" Andrew"], "wrong_answers": [" Jane"]}
-WRONG_FILES = {
-    "empty": "",
-    "no json": "{",
-    "no list": "[]",
-    "no prompts": '{"prompts": []}',
-    "missing key": json.dumps({"prompts": [{"clean": "a"}]}),
-    "identical prompts": json.dumps({"prompts": [PAIR, PAIR | {"corrupt": PAIR["clean"]}]}),
-    "an answer that another goes on from": json.dumps({"prompts": [PAIR | {"wrong_answers": [" Andrew xyzzy"]}]}),
-    "answer on both sides": json.dumps({"prompts": [PAIR | {"wrong_answers": [" Andrew"]}]}),
-    "no answers": json.dumps({"prompts": [PAIR | {"answers": []}]}),
-}
-
-
-@pytest.mark.parametrize("kind", WRONG_FILES)
-def test_wrong_prompt_files(run: Run, folder: Path, tmp_path: Path, kind: str) -> None:
-    path = write(tmp_path / "wrong.json", WRONG_FILES[kind])
-    refused(run("discover", "--model", folder, "--prompts", path))
-
-
-WRONG_ARGUMENTS = """
-unknown task: --task iio
-unknown method: --method papier
-unknown level: --level path
-unknown negative: --negative none
-no such model: --model /no/such/model
-no such gguf: --model /no/such/model.gguf
-no such prompt file: --prompts /no/such/prompts.json
-task and prompts: --task ioi --prompts x.json
-zero prompts: --n-prompts 0
-zero threads: --threads 0
-zero training prompts: --n-train 0
-unknown dtype: --dtype float8
-unknown device: --device abacus
-no such device: --device cuda:9
-unknown bos: --bos perhaps
-unknown positions: --positions first
-unknown option: --frobnicate
-top zero: --top 0
-fdr of zero: --fdr 0
-fdr of a method without counts: --method mean-diff --fdr 0.05
-verify zero heads: --verify 0
-seeds that are none: --seeds few
-no seeds: --seeds ''
-seeds from high to low: --seeds 3-1
-seeds and fdr: --seeds 0-2 --method paper --fdr 0.05
-projection that is not there: --projection 'model.layers.{layer}.nothing'
-revision of a folder: --revision main
-"""
-
-
-@pytest.mark.parametrize("line", WRONG_ARGUMENTS.strip().splitlines())
-def test_wrong_arguments(run: Run, folder: Path, line: str) -> None:
-    arguments = shlex.split(line.partition(":")[2])
-    model = [] if "--model" in arguments else ["--model", str(folder)]
-    refused(run("discover", *model, *arguments))
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("evaluate", "/no/such/circuit.json"),
-        ("export", "/no/such/circuit.json", "out"),
-        ("diff", "/no/such/a.json", "/no/such/b.json"),
-        ("report", "/no/such/run"),
-    ],
-)
-def test_missing_files_of_other_commands(run: Run, tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    refused(run(*arguments))
-
-
-def test_unwritable_out_folder(run: Run, folder: Path, tmp_path: Path) -> None:
-    blocked = write(tmp_path / "file", "not a folder")
-    refused(run("discover", "--model", folder, "--n-prompts", "4", "--out", blocked / "out"))
-    assert blocked.read_text() == "not a folder"
-
-
-def test_a_run_is_written_over_nothing_but_a_run(run: Run, folder: Path, prompt_file: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    arguments = ("discover", "--model", folder, "--n-prompts", "4", "--method", "mean-diff", "--out", out)
-    assert run(*arguments)[0] == 0
-    for name in ("evaluation.json", "attention.safetensors"):
-        write(out / name, "of the first run")
-    assert run(*arguments, "--seed", "1")[0] == 0
-    assert not (out / "evaluation.json").exists()
-    assert (out / "attention.safetensors").read_bytes() != b"of the first run"
-    mine = write(out / "prompts.json", prompt_file.read_text())
-    refused(run(*arguments, "--prompts", mine))
-    assert mine.read_text() == prompt_file.read_text()
-    theirs = write(tmp_path / "theirs" / "attention.safetensors", "mine")
-    refused(run(*arguments[:-1], theirs.parent))
-    assert theirs.read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out", "theirs"]
-
-
-@pytest.mark.parametrize("verb", ["evaluate", "export", "report"])
-def test_outputs_that_cannot_be_are_refused_before_the_work(
-    run: Run, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from headcodes.circuit import formats
-    from headcodes.report import page
-
-    for place, name in ((formats, "load_circuit"), (page, "write_report")):
-        monkeypatch.setattr(place, name, lambda *_a, **_k: pytest.fail("the work began"))
-    blocked = write(tmp_path / "file", "mine")
-    for out in ("/dev/null", tmp_path, blocked / "below"):
-        words = ("x.json", out) if verb == "export" else ("x.json", "--out", out)
-        refused(run(verb, *words))
-    assert blocked.read_text() == "mine"
-
-
 def test_doctor_names_what_is_damaged_or_left_over(run: Run, folder: Path, tmp_path: Path) -> None:
     status, out, err = run("doctor")
     assert (status, err) == (0, "headcodes: nothing is wrong\n")
@@ -321,36 +200,3 @@ def test_doctor_tells_what_earlier_versions_kept_from_damage(run: Run, tmp_path:
     assert (status, err) == (1, "headcodes: faults: 1\n")
     assert "never used again: 2 files (0.0 MB) of an earlier version" in out
     assert "damaged" not in out
-
-
-def test_a_tokenizer_that_cannot_carry_the_task(run: Run, tiny_hf: Any, tmp_path: Path) -> None:
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    letters = {letter: i for i, letter in enumerate(["<unk>", *"abcdefghijklmnopqrstuvwxyz "])}
-    core = Tokenizer(models.BPE(vocab=letters, merges=[], unk_token="<unk>"))
-    tiny_hf("llama").save_pretrained(tmp_path)
-    PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>").save_pretrained(tmp_path)
-    refused(run("discover", "--model", tmp_path, "--task", "ioi"))
-
-
-def refused(outcome: tuple[int, str, str]) -> None:
-    """One clear message on standard error, nothing on standard output, status 2."""
-    status, out, err = outcome
-    assert status == 2, err
-    assert out == ""
-    assert "Traceback" not in err
-    assert len(err.strip()) > 20
-
-
-def test_ctrl_c_leaves_nothing_behind(run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headcodes.circuit.circuit import Circuit
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Circuit, "as_dict", interrupt)  # in the middle of writing
-    status, _, err = run("discover", "--model", folder, "--n-prompts", "4", "--out", tmp_path / "out")
-    assert status == 130
-    assert "Traceback" not in err
-    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
