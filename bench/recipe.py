@@ -38,7 +38,7 @@ def main(task_ids: list[str]) -> None:
         mean_diff = torch.einsum("cd,cdm->cm", mean, inputs.activations.W_O.float()).norm(dim=-1).numpy()
         rows: dict[str, list[tuple[float, float]]] = {}
         for findings in code_sets.coded("contrast", inputs, "node", SEEDS):
-            flips = flip_shares(findings, N_PAIRS).reshape(to_stream.shape)
+            flips = flip_shares(findings, findings.codes).reshape(to_stream.shape)
             for name, scores in {
                 "mean-diff": mean_diff.reshape(to_stream.shape),
                 "unique codes, as published": findings.head_scores,

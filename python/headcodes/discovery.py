@@ -88,8 +88,9 @@ def discover(
         gradient: False: ``default`` stands for ``contrast``, which takes no gradients.
         metric: of methods that work with one (``Method.metric``): "logit-diff", "prob-diff", "kl" or "nll"
             (``headcodes.interventions.metric``); the method's own unless told.
-        components: what the circuit may hold: "heads", or "heads+mlps" for methods that score both on one scale (eap
-            and its kin, patching). MLPs are then chosen among heads; their exact effects are those of ``patching``.
+        components: what the circuit may hold: "heads", or "heads+mlps" for methods that score both on one scale (all
+            but dla, random, hisp, acdc and sp). MLPs are then chosen, patched and confirmed among heads, their outputs
+            are further rows of the autoencoder, and those outside the circuit are corrupted where it is judged.
 
     Raises:
         HeadcodesError: something given cannot be used; the message says what and how to mend it.
@@ -129,13 +130,14 @@ def check_request(
         )
     if components not in ("heads", "heads+mlps"):
         raise HeadcodesError("components must be heads or heads+mlps", repr(components), "Choose one of them.")
-    if components == "heads+mlps" and (method not in methods.WITH_MLPS or verify not in (None, "auto")):
-        patched = f" and verify={verify}" if verify not in (None, "auto") else ""
+    if components == "heads+mlps" and method in methods.HEADS_ONLY:
         raise HeadcodesError(
-            "a circuit with MLPs must come from a method that scores them, with no heads patched afterwards",
-            f"heads+mlps with {method!r}{patched}",
-            f"Use one of: {', '.join(methods.WITH_MLPS)}; patching has exact effects of both.",
+            "a circuit with MLPs must come from a method that scores them",
+            f"heads+mlps with {method!r}",
+            f"All but {', '.join(methods.HEADS_ONLY)} do.",
         )
+    if components == "heads+mlps" and fdr is not None:
+        raise HeadcodesError("a permutation test is of heads' codes", f"fdr={fdr} with heads+mlps", "Leave one out.")
     if positions != "mean" and method in methods.EVERYWHERE:
         raise HeadcodesError(
             "a method whose positions are chosen must look at some",
@@ -196,6 +198,8 @@ def explain(
             codes = encode_heads(inputs.activations, trained, inputs.backend)
         found = [count(each, trained.recipe, inputs, level) for each in codes]
     found = chosen.score(found, inputs, level, drawn)
+    for each in found:
+        each.components = inputs.components
     findings, by_seed = (found[0], None) if seeds is None else _over_seeds(found, drawn)
     nodes, pairs = _permutation_tests(findings, inputs, level, fdr, seed) if fdr is not None else (None, None)
     confirmed = _confirm(findings, inputs, verify, seed) if confirms else {}
@@ -219,7 +223,6 @@ def explain(
         pair_tests=pairs,
         verify=verify if confirms else None,
         metric=inputs.metric or chosen.metric,
-        circuit_components=inputs.components,
         **confirmed,
         timings_s=stages | {"total": elapsed_s},
         versions=versions(),
@@ -270,6 +273,9 @@ def _over_seeds(found: Sequence[Findings], seeds: tuple[int, ...]) -> tuple[Find
         for stage, seconds in findings.timings_s.items():
             timings_s[stage] = timings_s.get(stage, 0.0) + seconds
     means = {kind: values.mean(axis=0) for kind, values in scores.items()}
+    means["other_nodes"] = {
+        name: float(np.mean([findings.other_nodes[name] for findings in found])) for name in found[0].other_nodes
+    }
     return replace(found[0], timings_s=timings_s, **means), SeedScores(seeds, **scores)
 
 

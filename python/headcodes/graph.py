@@ -33,6 +33,23 @@ def parse_head(name: str) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match and match[1] is not None else None
 
 
+# A head as (layer, head), or the MLP of a layer as (layer, None).
+Part = tuple[int, int | None]
+
+
+def part_name(layer: int, head: int | None) -> str:
+    """Return ``a{layer}.h{head}``, or ``m{layer}`` where there is no head."""
+    return f"m{layer}" if head is None else head_name(layer, head)
+
+
+def parse_part(name: str) -> Part | None:
+    """Return (layer, head) of a head's name, (layer, None) of ``m{layer}``, None for any other name."""
+    match = _NODE.fullmatch(name)
+    if match is None:
+        return None
+    return (int(match[3]), None) if match[3] is not None else (int(match[1]), int(match[2]))
+
+
 def split_slot(name: str) -> tuple[str, str | None]:
     """Split an edge's end: ``"a5.h1<q>"`` gives ("a5.h1", "q"), ``"m3"`` gives ("m3", None)."""
     match = _SLOT.fullmatch(name)

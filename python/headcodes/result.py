@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from headcodes.circuit.agreement import SeedScores
     from headcodes.codes.sae import SparseAutoencoder
-    from headcodes.interventions.patch import Components
     from headcodes.interventions.paths import PathEffects
     from headcodes.interventions.verify import Verification
     from headcodes.methods.findings import Findings
@@ -61,7 +60,6 @@ class Result(Settings):
         paths: exact effects of paths between the confirmed heads.
         held_out: the circuit judged on prompts that were held out (``headcodes.evaluation.confirm.on_held_out``).
         unverified: why no head was patched, or the circuit not judged, although it was to be.
-        circuit_components: what the circuit was chosen among: "heads", or "heads+mlps".
         metric: of the answer that the method worked with; None: it works with none.
         by_seed: every seed's scores, where ``seeds`` were asked for: the scores here are then their means, codes and
             autoencoder the first seed's.
@@ -86,7 +84,6 @@ class Result(Settings):
     unverified: str | None = None
     by_seed: SeedScores | None = None
     metric: str | None = None
-    circuit_components: Components = "heads"
     first_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -152,14 +149,15 @@ class Result(Settings):
             "model": self.model,
             "task": self.task,
             "method": self.method,
+            "meta": {} if self.findings.components == "heads" else {"components": self.findings.components},
         }
         if self.verification is not None:
-            about["meta"] = {"method_used": self.method_used, "held_out": self.held_out}
+            about["meta"] |= {"method_used": self.method_used, "held_out": self.held_out}
             return confirmed_circuit(self.findings, self.verification, self.paths, **about)
         scores = self.head_scores
         if self.fdr is not None and self.node_tests is not None:
             scores = np.where(self.node_tests.q.reshape(scores.shape) <= self.fdr, scores, 0.0)
-        mlps = [] if self.circuit_components == "heads" else self.findings.best_mlps(scores, top)
+        mlps = self.findings.best_mlps(scores, top)
         circuit = Circuit.from_scores(scores, top=max(top - len(mlps), 1), pair_scores=self.pair_scores, **about)
         # Chosen by magnitude, kept with their sign. What is not chosen among is scored all the same.
         signs = np.where(self.findings.signed_scores < 0, -1.0, 1.0).ravel()
@@ -211,11 +209,11 @@ class Result(Settings):
         for name, by in (("engine", self.verification or self.findings), ("path_engine", self.paths)):
             if by is not None and by.engine is not None:
                 document[name] = asdict(by.engine)
+        circuit = self.circuit(top)
         return document | {
-            "circuit": self.circuit(top).as_lists(),
+            "circuit": circuit.as_lists(),
             **({} if self.metric is None else {"metric": self.metric}),
-            **({} if self.circuit_components == "heads" else {"circuit_components": self.circuit_components}),
-            **self.findings.scores_by_position(),
+            **self.findings.further_scores(circuit.nodes),
             "task_check": self.task_check.as_dict(),
             "dead_share": self.findings.dead_share,
             "timings_s": {stage: round(seconds, 4) for stage, seconds in self.timings_s.items()},
@@ -263,6 +261,8 @@ class Result(Settings):
             "pair_scores": self.pair_scores,
             "mention_scores": self.mention_scores,
             "codes": self.codes,
+            "mlp_codes": self.findings.mlp_codes,
+            "scores_by_position": self.findings.by_place,
             "judged": self.findings.judged,
             "p_values": self.node_tests.p.reshape(self.head_scores.shape) if self.node_tests else None,
             "q_values": self.node_tests.q.reshape(self.head_scores.shape) if self.node_tests else None,

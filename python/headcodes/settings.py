@@ -16,6 +16,7 @@ MOST_PROMPTS, MOST_THREADS, MOST_SEED = 1_000_000, 4096, 2**63 - 1
 
 Level = Literal["node", "edge"]
 Bos = Literal["auto", "yes", "no"]
+LeadingSpace = Literal["auto", "yes", "no"]
 Metric = Literal["logit-diff", "prob-diff", "kl", "nll"]
 # Which of a prompt's positions are averaged: all, the last, or those of a list a prompt, which results call "given".
 Positions = Literal["mean", "last", "given"] | Sequence[Sequence[int]]
@@ -32,6 +33,11 @@ class SharedSettings:
         positions: "mean" (over all of a prompt's positions), "last", or the positions to average: a list a prompt,
             all clean prompts, then all corrupted ones. A result says "given" for such lists.
         bos: whether a BOS token is put in front: "auto" (as the tokenizer does by itself), "yes" or "no".
+        columns, skip_bad, leading_space: how a file of prompts is read (``headcodes.prompts.files.read_pairs``);
+            columns as ``--columns`` takes them.
+        corrupt: how corrupted prompts are made where the file has none (``headcodes.models.asked.ask``), "" where it
+            has them.
+        chat, system: whether prompts are rendered by the tokenizer's chat template, and its system message.
         device, dtype: of the model.
         threads: CPU threads; results depend on the number.
 
@@ -44,11 +50,25 @@ class SharedSettings:
     n_train: int = field(default=10, metadata={"minimum": 1, "maximum": MOST_PROMPTS})
     positions: Positions = field(default="mean", metadata={"enum": ["mean", "last"]})
     bos: Bos = field(default="auto", metadata={"enum": ["auto", "yes", "no"]})
+    columns: str = ""
+    skip_bad: bool = False
+    leading_space: LeadingSpace = field(default="auto", metadata={"enum": ["auto", "yes", "no"]})
+    corrupt: str = field(default="", metadata={"enum": ["", "swap", "shuffle", "other"]})
+    chat: bool = False
+    system: str = ""
     device: str = "auto"
     dtype: str = field(default="auto", metadata={"enum": ["auto", "float32", "bfloat16", "float16"]})
     threads: int = field(default=1, metadata={"minimum": 1, "maximum": MOST_THREADS})
 
+    @property
+    def of_files(self) -> list[str]:
+        """Names of those settings that were asked for and are of files of prompts alone."""
+        asked = {"--columns": self.columns, "--skip-bad": self.skip_bad, "--corrupt": self.corrupt}
+        return [name for name, value in (asked | {"--leading-space": self.leading_space != "auto"}).items() if value]
+
     def __post_init__(self) -> None:
+        if self.system and not self.chat:
+            raise HeadcodesError("--system must go with --chat", "it alone", "Give --chat too.")
         for each in fields(self):
             value = getattr(self, each.name)
             least, choices = each.metadata.get("minimum"), each.metadata.get("enum")
@@ -87,17 +107,17 @@ class Settings(SharedSettings):
 
 def _types(settings: type[SharedSettings]) -> dict[str, type]:
     hints = get_type_hints(settings)
-    return {each.name: int if hints[each.name] is int else str for each in fields(settings)}
+    return {each.name: hints[each.name] if hints[each.name] in (int, bool) else str for each in fields(settings)}
 
 
 SHARED = tuple(_types(SharedSettings))
-# Name -> type in files: str or int. What names the run stands first; a revision and a negative may be None too.
+# Name -> type in files: str, int or bool. What names the run stands first; a revision and a negative may be None too.
 SETTINGS = {name: kind for name, kind in _types(Settings).items() if name not in SHARED} | _types(SharedSettings)
 
 
 def json_schema(settings: type[SharedSettings]) -> dict[str, dict[str, Any]]:
     """Return each field's JSON schema (2020-12)."""
-    names, types = {int: "integer", str: "string"}, _types(settings)
+    names, types = {int: "integer", str: "string", bool: "boolean"}, _types(settings)
     return {each.name: {"type": names[types[each.name]], **each.metadata} for each in fields(settings)}
 
 

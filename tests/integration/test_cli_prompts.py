@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from headcodes import tasks
+from headcodes.report.stores import read_store
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -78,7 +79,8 @@ def test_negatives_and_chat(run: Run, folder: Path, table: Path) -> None:
     status, out, err = run(*arguments, "--chat", "--system", "Be brief.")
     assert status == 0, err
     assert "system: Be brief.\\nuser: " in err
-    assert json.loads(out)["bos"] == "no"
+    chat = json.loads(out)
+    assert (chat["bos"], chat["bos_added"], chat["chat"], chat["system"]) == ("auto", False, True, "Be brief.")
     assert json.loads(out)["head_scores"] != document["head_scores"]
 
 
@@ -87,20 +89,46 @@ def test_evaluate_and_scan_take_the_same_file(run: Run, folder: Path, table: Pat
         "discover", "--model", folder, "--prompts", table, "--skip-bad", "--out", tmp_path / "out", "--method", "dla"
     )
     assert status == 0, err
-    status, out, err = run(
-        "evaluate", tmp_path / "out" / "circuit.json", "--prompts", table, "--skip-bad", "--json", "--top", "4"
-    )
+    options = ["--skip-bad", "--leading-space", "no"]
+    evaluate = ["evaluate", tmp_path / "out" / "circuit.json", "--prompts", table, "--top", "4", "--whole-answers"]
+    status, out, err = run(*evaluate, *options, "--json")
     assert status == 0, err
     assert "12 of 14 rows used" in err
-    assert json.loads(out)["circuit"]["task"] == "mine"
-    status, _, err = run("scan", "--models", folder, "--tasks", table, "--methods", "random", "--store", tmp_path / "s")
-    assert "line 5 of" in err  # a scan leaves nothing out
+    judged = json.loads(out)
+    assert judged["circuit"]["task"] == "mine"
+    discover = ["discover", "--model", folder, "--prompts", table, *options, "--method", "eap", "--whole-answers"]
+    own = json.loads(run(*discover, "--json", "--dtype", "float32")[1])
+    assert judged["whole_answers"]["share_right"] == own["task_check"]["whole_share_right"]
+    assert judged["whole_answers"]["log_ratio"] == pytest.approx(own["task_check"]["whole_log_ratio"], abs=1e-5)
+    assert "whole answers: the right ones likelier in" in run(*evaluate, *options)[1]
+    # A scan reads the file as it is asked to, and finds what discover finds.
+    scan = ["scan", "--models", folder, "--tasks", table, "--methods", "eap", "--dtype", "float32"]
+    status, _, err = run(*scan, "--store", tmp_path / "strict")
+    assert "line 5 of" in err
+    status, out, err = run(*scan, *options, "--json-lines", "--store", tmp_path / "store")
+    assert status == 0, err
+    row = json.loads(out)
+    assert (row["skip_bad"], row["leading_space"], row["n_pairs"]) == (True, "no", 12)
+    assert row["head_scores"] == pytest.approx(own["head_scores"], abs=1e-6)
+    (record,) = read_store(tmp_path / "store")
+    assert "--skip-bad --leading-space no" in record.command
+
+
+def test_a_scan_takes_data_sets(run: Run, folder: Path, table: Path, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.csv").write_bytes(table.read_bytes())
+    scan = ["scan", "--models", folder, "--tasks", f"hf:{tmp_path / 'set'}", "--skip-bad", "--methods", "random"]
+    status, out, err = run(*scan, "--json-lines", "--store", tmp_path / "store")
+    assert status == 0, err
+    assert json.loads(out)["n_pairs"] == 12
+    assert "0 of 1 cells to do" in run(*scan, "--dry-run", "--store", tmp_path / "store")[2]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--columns", "clean=x"], "belong to --prompts"),
+        (["--columns", "clean=x"], "must go with --prompts"),
         (["--system", "x"], "--system must go with --chat"),
         (["--prompts", "nowhere.csv"], "there to be read"),
         (["--prompts", "{table}", "--columns", "clean=x"], "'x'"),

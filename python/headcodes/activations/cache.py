@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 MAX_BYTES = 2 << 30
-_FORMAT = 3
+_FORMAT = 4
 _ABOUT = ("name", "revision", "family", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_heads", "d_model", "d_vocab")
 
 
@@ -106,9 +106,10 @@ def request_key(
     return _key({"source": source.checksum, "name": source.name, "prompts": dict(prompts), **options}, device, dtype)
 
 
-def content_key(model: Model, tokens: TokenPairs, positions: Positions | str) -> str:
+def content_key(model: Model, tokens: TokenPairs, positions: Positions | str, mlps: bool = False) -> str:
     """Return the key of activations, or of what else ``positions`` names: everything their bits depend on."""
-    content = {
+    content: dict[str, Any] = {"mlps": True} if mlps else {}
+    content |= {
         "model": model.checksum,
         "clean": tokens.clean,
         "corrupt": tokens.corrupt,
@@ -136,19 +137,24 @@ def _key(content: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -
 
 
 def captured(
-    model: Model, tokens: TokenPairs, positions: Positions = "mean", *, request: str | None = None
+    model: Model,
+    tokens: TokenPairs,
+    positions: Positions = "mean",
+    *,
+    request: str | None = None,
+    mlps: bool = False,
 ) -> tuple[HeadActivations, list[Tensor]]:
     """Return ``capture`` of all clean prompts, then all corrupted ones, with the scored ids' logits: read or made
     and kept.
 
     Args:
-        model, tokens, positions: as for ``capture``.
+        model, tokens, positions, mlps: as for ``capture``.
         request: the key under which ``recall`` shall find them, tokens included.
     """
-    key = content_key(model, tokens, positions)
+    key = content_key(model, tokens, positions, mlps)
     found = _read(key, model.device)
     if found is None:
-        found = _fresh(model, tokens, positions)
+        found = _fresh(model, tokens, positions, mlps)
         _write(key, model, tokens, *found)
     if request is not None:
         about = {name: getattr(model, name) for name in (*_ABOUT, "checksum")} | {"facts": asdict(model.facts)}
@@ -157,9 +163,9 @@ def captured(
     return found
 
 
-def _fresh(model: Model, tokens: TokenPairs, positions: Positions) -> tuple[HeadActivations, list[Tensor]]:
+def _fresh(model: Model, tokens: TokenPairs, positions: Positions, mlps: bool) -> tuple[HeadActivations, list[Tensor]]:
     activations, logits = capture(
-        model, tokens.clean + tokens.corrupt, positions=positions, answer_ids=tokens.scored_ids * 2
+        model, tokens.clean + tokens.corrupt, positions=positions, answer_ids=tokens.scored_ids * 2, mlps=mlps
     )
     assert logits is not None
     return activations, logits
@@ -251,7 +257,8 @@ def _read(key: str, device: torch.device) -> tuple[HeadActivations, list[Tensor]
     parts, about = found
     try:
         z, W_O = parts["z"].to(device), parts["W_O"].to(device)
-        activations = HeadActivations(z, W_O, about["n_layers"], about["n_heads"], about["positions"])
+        mlps = parts["mlps"].to(device) if "mlps" in parts else None
+        activations = HeadActivations(z, W_O, about["n_layers"], about["n_heads"], about["positions"], mlps)
         return activations, list(parts["logits"].split(about["n_scored"]))
     except (KeyError, TypeError, ValueError, RuntimeError):
         return None  # an entry of another kind under this name
@@ -268,6 +275,8 @@ def _write(key: str, model: Model, tokens: TokenPairs, activations: HeadActivati
         "n_scored": [len(values) for values in logits],
     }
     parts = {"z": activations.z.contiguous(), "W_O": activations.W_O.detach().contiguous(), "logits": torch.cat(logits)}
+    if activations.mlps is not None:
+        parts["mlps"] = activations.mlps
     n_bytes = sum(part.numel() * part.element_size() for part in parts.values())
     if n_bytes > MAX_BYTES:
         return
@@ -293,7 +302,7 @@ def _shrink(keep: str) -> None:
 
 
 def _tokens_to_json(tokens: TokenPairs) -> dict[str, Any]:
-    parts = ("clean", "corrupt", "answers", "wrong_answers", "bos")
+    parts = ("clean", "corrupt", "answers", "wrong_answers", "bos", "words")
     texts = {
         "task": tokens.pairs.task,
         "negative": tokens.pairs.negative,
@@ -329,5 +338,6 @@ def _tokens_from_json(kept: Mapping[str, Any]) -> TokenPairs:
         answers=kept["answers"],
         wrong_answers=kept["wrong_answers"],
         bos=bool(kept["bos"]),
+        words={int(token): word for token, word in kept["words"].items()},
         pairs=PromptPairs(pairs, texts["task"], texts["negative"], reading),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headcodes.activations.packing import (
     batch_bytes,
@@ -20,7 +20,7 @@ from headcodes.activations.packing import (
 )
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.models.devices import EachDevice
-from headcodes.models.hooks import as_found, capture_inputs
+from headcodes.models.hooks import as_found, capture_inputs, capture_outputs
 from headcodes.models.model import Model
 from headcodes.progress import progress
 from headcodes.settings import Positions
@@ -37,6 +37,7 @@ class HeadActivations:
         z: fp32, every head's result before the output projection, averaged over the positions asked for.
         W_O: every head's output weights, in the model's dtype. Heads are in layer-major order in both.
         positions: "mean", "last" or "given".
+        mlps: fp32, every layer's MLP output, averaged likewise; None where it was not asked for.
     """
 
     z: Float[Tensor, "n_prompt n_component d_head"]
@@ -44,6 +45,7 @@ class HeadActivations:
     n_layers: int
     n_heads: int
     positions: str
+    mlps: Float[Tensor, "n_prompt n_layers d_model"] | None = None
 
     @property
     def n_component(self) -> int:
@@ -52,7 +54,8 @@ class HeadActivations:
 
     def subset(self, rows: Sequence[int] | Int[Tensor, " n"] | slice) -> HeadActivations:
         """Return the same for some of the prompts."""
-        return replace(self, z=self.z[rows if isinstance(rows, slice) else torch.as_tensor(rows)])
+        index = rows if isinstance(rows, slice) else torch.as_tensor(rows)
+        return replace(self, z=self.z[index], mlps=None if self.mlps is None else self.mlps[index])
 
     def head_outputs(
         self,
@@ -87,6 +90,7 @@ def capture(
     positions: Positions = "mean",
     answer_ids: Sequence[Sequence[int]] | None = None,
     memory_bytes: int | None = None,
+    mlps: bool = False,
 ) -> tuple[HeadActivations, list[Float[Tensor, " n_answer"]] | None]:
     """Run a model over prompts and keep each head's result, averaged over positions in fp32.
 
@@ -104,22 +108,26 @@ def capture(
             computed.
         memory_bytes: working memory of one forward pass to aim at, beside weights and result. None:
             ``batch_bytes``.
+        mlps: whether to keep MLPs' outputs too.
 
     Returns:
         The heads' results on ``model.device``, and for each prompt its fp32 logits (None where ``answer_ids`` is
         None).
 
     Raises:
-        HeadcodesError: no prompts, an empty prompt, an unknown token, positions outside a prompt.
+        HeadcodesError: no prompts, an empty prompt, an unknown token, positions outside a prompt; MLPs of a model that
+            has none, or of a family whose MLPs are unknown.
     """
     _check(model, tokens, positions, answer_ids)
     if memory_bytes is None:
         memory_bytes = batch_bytes(model.device)
     n_columns = model.n_heads * model.d_head
     z = torch.empty(len(tokens), model.n_layers * n_columns, dtype=torch.float32, device=model.device)
+    outputs = torch.empty(len(tokens), model.n_layers, model.d_model, device=model.device) if mlps else None
     vocab = None if answer_ids is None else torch.tensor(sorted({token for ids in answer_ids for token in ids}))
     column = {} if vocab is None else {int(token): place for place, token in enumerate(vocab)}
     logits: list[Tensor] = [torch.empty(0)] * len(tokens)
+    mlp_modules = mlps_of(model) if mlps else []
     rows = pack(tokens, model.longest_shared)
     with as_found(model.module), torch.inference_mode(), progress("capturing", total=len(tokens)) as advance:
         # The unembedding writes every token's logit for each prompt, though few of them are kept.
@@ -140,8 +148,14 @@ def capture(
                 heads = mean if model.d_heads[layer] == model.d_head else model.by_head(layer, mean).flatten(1)
                 z[rows_of_z, layer * n_columns : (layer + 1) * n_columns] = heads.to(z.device)
 
+            def keep_mlp(layer: int, x: Tensor, shares: EachDevice = shares, rows_of_z: Tensor = rows_of_z) -> None:
+                weights, owner, place = shares.on(x.device)
+                assert outputs is not None
+                x = x.float().reshape(len(weights), -1, x.shape[-1])  # OPT puts all tokens into one row
+                outputs[rows_of_z, layer] = torch.bmm(weights, x)[owner, place].to(outputs.device)
+
             ids, inputs = padded(batch, model.dtype)
-            with capture_inputs(model.projections, keep):
+            with capture_inputs(model.projections, keep), capture_outputs(mlp_modules, keep_mlp):
                 found = model.trace(
                     ids,
                     logits_at=None if answer_ids is None else last,
@@ -164,8 +178,24 @@ def capture(
         n_layers=model.n_layers,
         n_heads=model.n_heads,
         positions=positions if isinstance(positions, str) else "given",
+        mlps=outputs,
     )
     return heads, None if answer_ids is None else logits
+
+
+def mlps_of(model: Model) -> list[nn.Module]:
+    """Return every layer's MLP.
+
+    Raises:
+        HeadcodesError: a layer without one.
+    """
+    found = [model.mlp(layer) for layer in range(model.n_layers)]
+    known = [module for module in found if module is not None]
+    if len(known) < len(found):
+        raise HeadcodesError(
+            "circuits of heads and MLPs are of a model that has MLPs, of a known kind", f"{model!r}", "Ask for heads."
+        )
+    return known
 
 
 def _check(

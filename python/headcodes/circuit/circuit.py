@@ -14,7 +14,7 @@ import numpy as np
 
 from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write, read_json, reading, reason_of
-from headcodes.graph import head_mask, head_name, parse_head, split_slot, stage
+from headcodes.graph import Part, head_mask, head_name, parse_head, parse_part, split_slot, stage
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -30,8 +30,7 @@ class Circuit:
     """Chosen nodes and edges of a model of ``n_layers`` x ``n_heads`` heads, and the scores behind them.
 
     Attributes:
-        nodes: Names of the chosen nodes (``a{l}.h{h}``, ``m{l}``, ``input``, ``logits``), strongest first
-            where scored.
+        nodes: Names of the chosen nodes (``a{l}.h{h}``, ``m{l}``, ``input``, ``logits``), strongest first.
         edges: Chosen edges (source, destination). A destination may name the slot it enters: ``a5.h1<q>``.
         node_scores: Score of every scored node, chosen or not. Of larger size means more important; below 0 where a
             part holds the answer back, for methods that tell.
@@ -111,21 +110,17 @@ class Circuit:
     ) -> Circuit:
         """Choose the ``top`` heads of largest score and the strongest edges among them.
 
-        A head or pair whose score is not above 0 shows nothing and is never taken, so a circuit can be
-        smaller than ``top``. Equal scores go to the lower index.
+        A head or pair whose score is not above 0 shows nothing and is never taken. Equal scores go to the lower index.
 
         Args:
             head_scores: [n_layers, n_heads].
             top: How many heads at most.
-            pair_scores: [n_component, n_component], components layer-major; only [i, j] with layer_i <
-                layer_j is read.
+            pair_scores: [n_component, n_component], layer-major; only [i, j] with layer_i < layer_j is read.
             top_edges: How many edges at most; twice the number of heads unless told.
-            **fields: Further fields of the circuit (``d_model``, ``model``, ``task``, ``method``, ``meta``
-                ...).
+            **fields: Further fields of the circuit (``d_model``, ``model``, ``meta`` ...).
 
         Raises:
-            HeadcodesError: ``head_scores`` is not a matrix of finite numbers, ``top`` is below 1, or the
-                shapes differ.
+            HeadcodesError: ``head_scores`` is no matrix of finite numbers, ``top`` is below 1, or shapes differ.
         """
         scores = np.asarray(head_scores, dtype=np.float64)
         if scores.ndim != 2 or scores.size == 0:
@@ -194,6 +189,11 @@ class Circuit:
     def heads(self) -> list[tuple[int, int]]:
         """The chosen heads as (layer, head), in the order of ``nodes``."""
         return [head for head in map(parse_head, self.nodes) if head is not None]
+
+    @property
+    def parts(self) -> list[Part]:
+        """The chosen heads as (layer, head) and MLPs as (layer, None), in the order of ``nodes``."""
+        return [part for part in map(parse_part, self.nodes) if part is not None]
 
     @property
     def pairs(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:

@@ -243,17 +243,30 @@ def beyond_pairs(edges: Iterable[tuple[str, str]]) -> bool:
     )
 
 
+def chooses_mlps(circuit: Circuit) -> bool:
+    """Whether nodes were chosen among MLPs too: some are in and some are not, or ``meta`` says so.
+
+    A graph that keeps every MLP, as ours do where nothing chose among them, says as little as one that names none.
+    """
+    n_mlps = sum(head is None for _, head in circuit.parts)
+    return 0 < n_mlps < circuit.n_layers or circuit.meta.get("components") == "heads+mlps"
+
+
 def _chooses_all(circuit: Circuit) -> bool:
     """Whether the choice of edges beyond pairs of heads is the circuit's own."""
-    only_heads = bool(circuit.nodes) and all(parse_head(node) for node in circuit.nodes)
-    return beyond_pairs(circuit.edges) or (beyond_pairs(circuit.edge_scores) and not only_heads)
+    only_parts = bool(circuit.nodes) and len(circuit.parts) == len(circuit.nodes)
+    return beyond_pairs(circuit.edges) or (beyond_pairs(circuit.edge_scores) and not only_parts)
 
 
 def _node_member(circuit: Circuit, name: str) -> bool:
+    """Whether a node is in the graph: what was not chosen among, the embedding mostly, stays."""
     if name in circuit.nodes:
         return True
-    own = _chooses_all(circuit) or any(parse_head(node) is None for node in circuit.nodes)
-    return not own and parse_head(name) is None
+    if parse_head(name) or _chooses_all(circuit):
+        return False
+    if name == "input":
+        return "logits" not in circuit.nodes  # a graph that names its ends has chosen among them
+    return not chooses_mlps(circuit) and not any(parse_head(node) is None for node in circuit.nodes)
 
 
 def filled_graph(circuit: Circuit) -> tuple[Callable[[str, str], float], Callable[[str, str], bool]]:

@@ -26,6 +26,8 @@ from headcodes.cli.prompts import (
     Prompts,
     SkipBad,
     System,
+    WholeAnswers,
+    settings_of,
     state,
 )
 from headcodes.cli.started import STARTED
@@ -33,6 +35,7 @@ from headcodes.settings import MOST_SEED, Metric, Settings, parse_seeds, parse_v
 
 
 def discover(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="Hub name, local folder, .gguf file, or smollm2-135m.")] = Settings.model,
     revision: options.Revision = None,
     task: Annotated[str | None, typer.Option(help="A built-in task (headcodes tasks).  [default: ioi]")] = None,
@@ -44,16 +47,14 @@ def discover(
     corrupt: Corrupt = None,
     chat: Chat = False,
     system: System = None,
-    whole_answers: Annotated[
-        bool, typer.Option("--whole-answers", help="Judge answers of several tokens as whole sequences too.")
-    ] = False,
+    whole_answers: WholeAnswers = False,
     method: Annotated[str, typer.Option(help="How heads are scored (headcodes methods).")] = Settings.method,
     metric: Annotated[
         Metric | None, typer.Option(help="Of the answer, for methods that work with one; their own by default.")
     ] = None,
     components: Annotated[
         Literal["heads", "heads+mlps"],
-        typer.Option(help="What the circuit may hold; MLPs for eap, eap-ig-*, patching."),
+        typer.Option(help="What the circuit may hold: heads, or MLPs among them."),
     ] = "heads",
     level: options.Level = "node",
     n_prompts: options.NPrompts = Settings.n_prompts,
@@ -92,7 +93,7 @@ def discover(
     from headcodes.activations import cache as activation_cache
     from headcodes.cli.table import table
     from headcodes.methods.inputs import Inputs
-    from headcodes.models.asked import whole_answer_differences
+    from headcodes.models.asked import ask_as, whole_answer_differences
     from headcodes.models.devices import choose_device, choose_dtype, torch_threads
     from headcodes.models.load import load_model
     from headcodes.models.sources import exact_dtype, resolve
@@ -106,9 +107,7 @@ def discover(
     of_method = parse_seeds(seeds) if seeds is not None else None
     heads = parse_verify(verify)
     discovery.check_request(method, fdr, heads, of_method, metric, positions, components)
-    if chat and bos == "auto":
-        bos = "no"  # the template puts it
-    wanted = Asked(prompts, columns, skip_bad, leading_space, corrupt, chat, system, positions)
+    wanted = Asked(prompts, settings_of(context, n_train=n_train), positions)
     pairs = wanted.read()
     chosen = tasks.get(task or "ioi")
     if out is not None:
@@ -120,7 +119,8 @@ def discover(
         asked = wanted.key({"task": chosen.id, "negative": negative, "n": n_prompts, "seed": seed})
         request = None
         if asked is not None:
-            follows: dict[str, Any] = {"bos": bos, "positions": positions, "projection": projection}
+            follows: dict[str, Any] = {"positions": positions, "projection": projection}
+            follows |= {} if components == "heads" else {"components": components}
             request = activation_cache.request_key(
                 resolve(model, revision), asked, device=where, dtype=precision, **follows
             )
@@ -129,38 +129,25 @@ def discover(
             return load_model(model, revision=revision, device=where, dtype=precision, projection=projection)
 
         recalled = activation_cache.recall(request, where, load) if cache and request is not None else None
+        its: Model = load() if recalled is None else recalled.model
         if recalled is not None:
-            # Only spans need the tokenizer, for which the model must be opened.
-            places = find_positions(
-                recalled.tokens, positions, recalled.model.tokenizer if span_of(positions) else None
-            )
-            settings = Settings(bos=bos, positions=places, n_train=n_train)
-            inputs = Inputs(
-                recalled.model,
-                recalled.tokens,
-                settings,
-                cache=True,
-                gradient=gradient,
-                metric=metric,
-                components=components,
-            )
+            tokens = recalled.tokens
         else:
-            loaded = load()
             if pairs is None:
-                pairs = chosen.build(loaded.tokenizer, n=n_prompts, seed=seed, negative=negative)
-            tokens = wanted.ask(loaded, pairs, bos, seed)
-            places = find_positions(tokens, positions, loaded.tokenizer)
-            settings = Settings(bos=bos, positions=places, n_train=n_train)
-            inputs = Inputs(
-                loaded,
-                tokens,
-                settings,
-                cache=cache,
-                gradient=gradient,
-                request=request,
-                metric=metric,
-                components=components,
-            )
+                pairs = chosen.build(its.tokenizer, n=n_prompts, seed=seed, negative=negative)
+            tokens = ask_as(its, pairs, wanted.settings, seed)
+        # Only spans need the tokenizer, for which a remembered model must be opened.
+        places = find_positions(tokens, positions, its.tokenizer if span_of(positions) else None)
+        inputs = Inputs(
+            its,
+            tokens,
+            replace(wanted.settings, positions=places),
+            cache=cache,
+            gradient=gradient,
+            request=request,
+            metric=metric,
+            components=components,
+        )
         state(inputs.tokens.pairs)
         if whole_answers:
             inputs.whole_answers = whole_answer_differences(inputs.model, inputs.tokens)

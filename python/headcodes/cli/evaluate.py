@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +19,8 @@ from headcodes.cli.prompts import (
     Prompts,
     SkipBad,
     System,
+    WholeAnswers,
+    settings_of,
     state,
 )
 from headcodes.errors import HeadcodesError
@@ -25,6 +28,7 @@ from headcodes.settings import MOST_PROMPTS, MOST_SEED, Settings
 
 
 def evaluate(
+    context: typer.Context,
     circuit: Annotated[Path, typer.Argument(help="A circuit.json of ours, or a MIB graph.")],
     model: Annotated[str | None, typer.Option(help="As for discover; the circuit's own by default.")] = None,
     revision: options.Revision = None,
@@ -37,6 +41,7 @@ def evaluate(
     corrupt: Corrupt = None,
     chat: Chat = False,
     system: System = None,
+    whole_answers: WholeAnswers = False,
     truth: Annotated[
         str,
         typer.Option(
@@ -70,6 +75,7 @@ def evaluate(
     from headcodes.circuit.formats import load_circuit
     from headcodes.evaluation.evaluate import evaluate_circuit
     from headcodes.files import atomic_write, check_writable
+    from headcodes.models.asked import ask_as, whole_answer_differences
     from headcodes.models.devices import torch_threads
     from headcodes.models.load import load_model
 
@@ -82,15 +88,16 @@ def evaluate(
         raise HeadcodesError("the model of the circuit must be known", "a file that names none", "Give --model.")
     if not (prompts or task or given.task):
         raise HeadcodesError("the task of the circuit must be known", "a file that names none", "Give --task.")
-    wanted = Asked(prompts, columns, skip_bad, leading_space, corrupt, chat, system)
+    wanted = Asked(prompts, settings_of(context))
     pairs = wanted.read()
     with torch_threads(threads):
         loaded = load_model(model or given.model, revision=revision, device=device, dtype=dtype, projection=projection)
         if pairs is None:
             # A third more than needed: only answered prompts count.
             pairs = tasks.get(task or given.task).build(loaded.tokenizer, n=n_pairs + n_pairs // 3 + 1, seed=seed)
-        tokens = wanted.ask(loaded, pairs, bos, seed)
+        tokens = ask_as(loaded, pairs, wanted.settings, seed)
         state(tokens.pairs)
+        whole = whole_answer_differences(loaded, tokens) if whole_answers else None
         evaluation = evaluate_circuit(
             given,
             loaded,
@@ -104,6 +111,9 @@ def evaluate(
             with_curve=curve,
             seed=seed,
         )
+    if whole is not None:
+        likelier = {"n_pairs": len(whole), "share_right": float((whole > 0).mean()), "log_ratio": float(whole.mean())}
+        evaluation = replace(evaluation, whole_answers=likelier)
     document = json.dumps(evaluation.as_dict(), allow_nan=False)
     if out is not None:
         with atomic_write(out) as path:

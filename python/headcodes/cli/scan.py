@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from headcodes.cli import options
+from headcodes.cli.prompts import Chat, Columns, Corrupt, LeadingSpace, SkipBad, System
 from headcodes.settings import MOST_SEED, MOST_THREADS, Settings
 
 
@@ -17,13 +18,21 @@ def scan(
     plan: Annotated[Path | None, typer.Argument(help="A plan file (docs/scan.md), instead of the lists below.")] = None,
     store: Annotated[Path, typer.Option(help="Folder of finished cells; a stopped scan goes on there.")] = Path("scan"),
     models: Annotated[str, typer.Option(help="Models, parted by commas; name@revision for a checkpoint.")] = "",
-    tasks: Annotated[str, typer.Option(help="Tasks (task:negative too) or prompt files, parted by commas.")] = "ioi",
+    tasks: Annotated[
+        str, typer.Option(help="Tasks (task:negative too), prompt files or hf:NAME[:SPLIT], parted by commas.")
+    ] = "ioi",
     methods: Annotated[str, typer.Option(help="Methods, parted by commas.")] = "default",
     seeds: Annotated[str, typer.Option(help='Seeds of the methods: "0-9" or "0,3".')] = "0",
     level: options.Level = "node",
     n_prompts: options.NPrompts = Settings.n_prompts,
     prompt_seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the prompts, for all seeds.")] = 0,
     n_train: options.NTrain = Settings.n_train,
+    columns: Columns = None,
+    skip_bad: SkipBad = False,
+    leading_space: LeadingSpace = "auto",
+    corrupt: Corrupt = None,
+    chat: Chat = False,
+    system: System = None,
     positions: options.Positions = "mean",
     bos: options.Bos = "auto",
     device: options.Device = Settings.device,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from headcodes.evaluation.confirm import confirmation
-from headcodes.graph import parse_head
+from headcodes.graph import parse_part
 from headcodes.interventions.verify import SHARE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from headcodes.interventions.verify import Verification
     from headcodes.result import Result
@@ -23,15 +24,44 @@ _STOPPED = {
 }
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Rows under titled columns.
+
+    Attributes:
+        columns: title, and whether cells stand to the left or to the right.
+    """
+
+    columns: list[tuple[str, Literal["left", "right"]]]
+    rows: list[list[str]]
+
+    def __str__(self) -> str:
+        table = [[title for title, _ in self.columns], *self.rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        sides = ["<" if side == "left" else ">" for _, side in self.columns]
+        form = [f"{side}{width}" for side, width in zip(sides, widths, strict=True)]
+        lines = ["  ".join(map(format, row, form)) for row in table]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+# What stands together; an empty line parts one from the next.
+Paragraph = list[str | Grid]
+
+
 def table(result: Result, top: int) -> str:
     """Return a result as lines for a terminal: task check, heads, edges, faithfulness, seconds."""
+    return "\n\n".join("\n".join(map(str, paragraph)) for paragraph in paragraphs(result, top))
+
+
+def paragraphs(result: Result, top: int) -> list[Paragraph]:
+    """Return what is said of a result: lines of text, and grids of heads and of edges."""
     check, by_seed = result.task_check, result.by_seed
     whole = []
     if check.whole_share_right is not None:
         likelier = f"{check.whole_share_right:.1%}, by {check.whole_log_ratio:+.2f} nats"
         whole = [f"whole answers: the right ones likelier in {likelier}"]
     method = result.method + (f" ({result.method_used})" if result.method_used != result.method else "")
-    lines = [
+    heading: Paragraph = [
         f"{result.model}  {result.pairs.task} ({result.pairs.negative} negatives)  method {method}"
         f"  seed {result.seed}{f', mean of {len(by_seed.seeds)} of the method' if by_seed else ''}"
         f"  {result.dtype}  BOS {'added' if result.bos_added else 'not added'}",
@@ -40,40 +70,49 @@ def table(result: Result, top: int) -> str:
         *whole,
     ]
     if result.findings.fallback is not None:
-        lines.append(f"default stands for {result.method_used}: {result.findings.fallback}")
+        heading.append(f"default stands for {result.method_used}: {result.findings.fallback}")
     if result.unverified is not None:
-        lines.append(result.unverified)
+        heading.append(result.unverified)
     found = _proposed(result, top) if result.verification is None else _confirmed(result, result.verification)
     stages = "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.timings_s.items())
-    return "\n".join([*lines, "", *found, "", f"seconds: {stages}"])
+    return [heading, *found, [f"seconds: {stages}"]]
 
 
-def _proposed(result: Result, top: int) -> list[str]:
+def _proposed(result: Result, top: int) -> list[Paragraph]:
     """Return the best heads and pairs by score, which nothing has confirmed."""
     circuit, by_seed = result.circuit(top), result.by_seed
-    columns = f"{'score':>9}"
-    if by_seed is not None:
-        columns += f"  {'±':>8}  consensus"
-    lines = [f"{'rank':>4}  {'head':<9} {columns}" + ("         p         q" if result.node_tests else "")]
     agreement = {name: values.ravel() for name, values in by_seed.agreement(top).items()} if by_seed else {}
-    for rank, node in enumerate(circuit.nodes, start=1):
-        line = f"{rank:>4}  {node:<9} {_score(circuit.node_scores[node]):>9}"
-        index = result.components.index(node) if parse_head(node) else None  # MLPs come with neither seeds nor tests
-        if by_seed is not None and index is not None:
-            line += f"  {_score(agreement['head_spread'][index]):>8}  {agreement['head_consensus'][index]:>9.0%}"
-        if result.node_tests is not None and index is not None:
-            line += f"  {result.node_tests.p[index]:8.2g}  {result.node_tests.q[index]:8.2g}"
-        lines.append(line)
-    lines += _tests(result)
-    if circuit.edges:
-        lines += ["", f"{'rank':>4}  {'from':<9} {'to':<9} {columns}"]
-        for rank, (source, destination) in enumerate(circuit.edges, start=1):
-            line = f"{rank:>4}  {source:<9} {destination:<9} {_score(circuit.edge_scores[source, destination]):>9}"
+
+    def grid(ends: list[str], rows: Sequence[tuple[list[str], float, int | None]], kind: str) -> Grid:
+        tests = result.node_tests if kind == "head" else None
+        titles = ["score", *(["±", "consensus"] if by_seed else []), *(["p", "q"] if tests else [])]
+        cells = []
+        for rank, (names, score, index) in enumerate(rows, start=1):
+            row = [str(rank), *names, _score(score)]
             if by_seed is not None:
-                index = result.components.index(source) * len(result.components) + result.components.index(destination)
-                line += f"  {_score(agreement['pair_spread'][index]):>8}  {agreement['pair_consensus'][index]:>9.0%}"
-            lines.append(line)
-    return lines
+                spread, share = (agreement[f"{kind}_{what}"] for what in ("spread", "consensus"))
+                row += ["", ""] if index is None else [_score(spread[index]), f"{share[index]:.0%}"]
+            if tests is not None:
+                row += ["", ""] if index is None else [f"{tests.p[index]:.2g}", f"{tests.q[index]:.2g}"]
+            cells.append(row)
+        return Grid(
+            [("rank", "right"), *((end, "left") for end in ends), *((title, "right") for title in titles)], cells
+        )
+
+    place = {name: index for index, name in enumerate(result.components)}  # MLPs come with neither seeds nor tests
+    heads = [([node], circuit.node_scores[node], place.get(node)) for node in circuit.nodes]
+    found: list[Paragraph] = [[grid(["head"], heads, "head"), *_tests(result)]]
+    if circuit.edges:
+        pairs = [
+            (
+                [source, destination],
+                circuit.edge_scores[source, destination],
+                place[source] * len(place) + place[destination],
+            )
+            for source, destination in circuit.edges
+        ]
+        found.append([grid(["from", "to"], pairs, "pair")])
+    return found
 
 
 def _tests(result: Result) -> list[str]:
@@ -87,57 +126,64 @@ def _tests(result: Result) -> list[str]:
     ]
 
 
-def _confirmed(result: Result, verification: Verification) -> list[str]:
+def _confirmed(result: Result, verification: Verification) -> list[Paragraph]:
     """Return the confirmed heads, those that are not, the edges between them, and what they do on held-out prompts."""
     about, circuit = confirmation(result.findings, verification), result.circuit()
-    coded = result.codes is not None
-    patched = f"{len(verification.heads)} patched exactly on {about['n_pairs']} pairs"
-    lines = [
-        f"{len(circuit.nodes)} heads confirmed of {patched}: an effect of at least {SHARE:.0%} of the logit difference"
-        f" ({about['clean_logit_diff']:.2f}), its interval off 0",
-        "",
-        f"{'rank':>4}  {'head':<9} {'effect':>8}  {'95% interval':<18}"
-        + ("         p         q" if result.node_tests else "")
-        + ("  codes on clean | corrupted" if coded else ""),
+    tests, coded = result.node_tests, result.codes is not None
+    what = "heads" if result.findings.components == "heads" else "heads and MLPs"
+    found: list[Paragraph] = [
+        [
+            f"{len(circuit.nodes)} {what} confirmed of {len(verification.heads)} patched exactly on {about['n_pairs']}"
+            f" pairs: an effect of at least {SHARE:.0%} of the logit difference ({about['clean_logit_diff']:.2f}),"
+            " its interval off 0"
+        ]
     ]
+    rows = []
     for rank, node in enumerate(circuit.nodes, start=1):
-        index = result.components.index(node)
-        line = f"{rank:>4}  {node:<9} {_effect(circuit.effects[node])}"
-        if result.node_tests is not None:
-            line += f"  {result.node_tests.p[index]:8.2g}  {result.node_tests.q[index]:8.2g}"
-        used = result.findings.codes_used(index)
-        if used is not None:
-            line += "  " + " | ".join(_codes(used[side]) for side in ("clean", "corrupt"))
-        lines.append(line)
-    others = [node for node in circuit.effects if parse_head(node) is not None and node not in circuit.nodes]
+        row = [str(rank), node, *_effect(circuit.effects[node])]
+        if tests is not None:
+            index = result.components.index(node)
+            row += [f"{tests.p[index]:.2g}", f"{tests.q[index]:.2g}"]
+        if coded:
+            used = result.findings.codes_used(node) or {"clean": [], "corrupt": []}
+            row.append(" | ".join(_codes(used[side]) for side in ("clean", "corrupt")))
+        rows.append(row)
+    columns: list[tuple[str, Literal["left", "right"]]] = [("rank", "right"), ("head", "left"), *_EFFECT]
+    columns += [("p", "right"), ("q", "right")] if tests is not None else []
+    columns += [("codes on clean | corrupted", "left")] if coded else []
+    below: Paragraph = [Grid(columns, rows)]
+    others = [node for node in circuit.effects if parse_part(node) is not None and node not in circuit.nodes]
     if others:
         named = ", ".join(f"{node} {circuit.effects[node]['effect']:+.2f}" for node in others[:8])
-        lines.append(f"not confirmed: {named}{f' and {len(others) - 8} more' if len(others) > 8 else ''}")
-    lines.append(
-        f"not reached ({_STOPPED[about['stopped']]}): {about['n_unreached']} heads,"
+        below.append(f"not confirmed: {named}{f' and {len(others) - 8} more' if len(others) > 8 else ''}")
+    below.append(
+        f"not reached ({_STOPPED[about['stopped']]}): {about['n_unreached']} {what},"
         f" with {about['unreached_share']:.0%} of all that was foretold"
     )
-    lines += _tests(result)
+    found.append([*below, *_tests(result)])
     if circuit.edges:
-        lines += ["", f"{'rank':>4}  {'from':<9} {'to':<12} {'effect':>8}  95% interval"]
-        for rank, (source, destination) in enumerate(circuit.edges, start=1):
-            lines.append(
-                f"{rank:>4}  {source:<9} {destination:<12} {_effect(circuit.effects[f'{source}->{destination}'])}"
-            )
+        paths = [
+            [str(rank), source, destination, *_effect(circuit.effects[f"{source}->{destination}"])]
+            for rank, (source, destination) in enumerate(circuit.edges, start=1)
+        ]
+        found.append([Grid([("rank", "right"), ("from", "left"), ("to", "left"), *_EFFECT], paths)])
     if (held := result.held_out) is not None:
         alone = held["faithfulness_without_mlps"]
-        lines += [
-            "",
-            f"on {held['n_pairs']} other pairs: faithfulness {held['faithfulness']:.2f} with these heads alone"
-            + ("" if alone is None else f" ({alone:.2f} with MLPs corrupted too)")
-            + f", completeness {held['completeness']:.2f} without them",
-        ]
-    return lines
+        found.append(
+            [
+                f"on {held['n_pairs']} other pairs: faithfulness {held['faithfulness']:.2f} with these {what} alone"
+                + ("" if alone is None else f" ({alone:.2f} with MLPs corrupted too)")
+                + f", completeness {held['completeness']:.2f} without them"
+            ]
+        )
+    return found
 
 
-def _effect(row: Mapping[str, Any]) -> str:
-    interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
-    return f"{row['effect']:>+8.3f}  {interval:<18}"
+_EFFECT: list[tuple[str, Literal["left", "right"]]] = [("effect", "right"), ("95% interval", "left")]
+
+
+def _effect(row: Mapping[str, Any]) -> list[str]:
+    return [f"{row['effect']:+.3f}", f"[{row['low']:+.3f}, {row['high']:+.3f}]"]
 
 
 def _codes(used: list[tuple[int, float]]) -> str:

@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from headcodes.cli.table import table
+from headcodes.cli.table import Grid, paragraphs
 from headcodes.report.figures import DIVERGING, SEQUENTIAL
 
 if TYPE_CHECKING:
@@ -23,38 +23,39 @@ _TALLEST = 20  # heads a layer, above which two heads share a line
 
 
 def show(result: Result, top: int, console: Console) -> None:
-    """Print ``table``, its heads as a table of rich, beside it (below, where it is too wide) the map of all heads."""
-    heading, heads, *rest = table(result, top).split("\n\n")
-    found, below = _heads(heads.split("\n"))
-    cells = heat_map(result.findings.signed_scores, console.width - (40 if found is not None else 0))
-    console.print(Text(heading))
-    if found is not None:
-        beside = Table.grid(padding=(0, 3))
-        beside.add_row(found, cells)
-        fits = console.measure(beside).minimum + 3 <= console.width
-        for part in (beside,) if fits else (found, cells):
-            console.print(part)
-    else:
-        console.print(Text(heads))
-        console.print(cells)
-    for block in [*below, *rest]:
-        console.print()
-        console.print(Text(block))
+    """Print ``table``, its grids as tables of rich, and the map of all heads beside the first (below, where it is too
+    wide)."""
+    cells: Text | None = None
+    for number, paragraph in enumerate(paragraphs(result, top)):
+        if number:
+            console.print()
+        for part in paragraph:
+            if isinstance(part, str):
+                console.print(Text(part))
+                continue
+            found = _rich(part)
+            if cells is not None:
+                console.print(found)
+                continue
+            room = console.width - console.measure(found).maximum - 3
+            cells = heat_map(result.findings.signed_scores, room)
+            if console.measure(cells).maximum <= room:
+                beside = Table.grid(padding=(0, 3))
+                beside.add_row(found, cells)
+                console.print(beside)
+            else:
+                console.print(found)
+                console.print(heat_map(result.findings.signed_scores, console.width))
 
 
-def _heads(lines: list[str]) -> tuple[Table | None, list[str]]:
-    """Return the lines of the plain table as a table of rich, and what stands below them; None where they are none."""
-    names = lines[0].split()
-    n_rows = next((i for i, line in enumerate(lines[1:]) if len(line.split()) != len(names)), len(lines) - 1)
-    if not n_rows:
-        return None, []
+def _rich(grid: Grid) -> Table:
     found = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        found.add_column(name, justify="left" if name == "head" else "right", no_wrap=True)
-    for line in lines[1 : n_rows + 1]:
-        found.add_row(*line.split())
-    below = "\n".join(lines[n_rows + 1 :])
-    return found, [below] if below else []
+    for place, (title, side) in enumerate(grid.columns):
+        # The last column is the one that may be long: it folds where the terminal is narrow, and no other does.
+        found.add_column(title, justify=side, no_wrap=place + 1 < len(grid.columns))
+    for row in grid.rows:
+        found.add_row(*map(Text, row))
+    return found
 
 
 def heat_map(scores: Float[np.ndarray, "n_layers n_heads"], width: int) -> Text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -26,8 +26,8 @@ class Recipe:
     """How codes are made.
 
     Attributes:
-        scale: what head outputs are divided by before they are encoded: nothing, one standard deviation for
-            all heads, or each head's own after its mean is taken away.
+        scale: what outputs are divided by before they are encoded: nothing, one standard deviation for all heads (and
+            MLPs, where activations have them), or each one's own after its mean is taken away.
         train_on: "prompts" draws training prompts from all prompts of both sides; "pairs" draws pairs, so that
             both sides weigh the same.
         hold_out: whether codes of training prompts are left out of the scores.
@@ -61,12 +61,12 @@ class Codes:
     """One seed's autoencoder and the codes that it gives.
 
     Attributes:
-        codes: of every prompt and head, -1 where no latent is active.
+        codes: of every prompt and head, -1 where no latent is active; then of MLPs, where activations have them.
         trained: the prompts it was trained on.
     """
 
     sae: SparseAutoencoder
-    codes: Int32[np.ndarray, "n_prompt n_component"]
+    codes: Int32[np.ndarray, "n_prompt n_part"]
     trained: list[int]
 
     @property
@@ -81,14 +81,15 @@ class Trained:
 
     Attributes:
         prompts: what each was trained on.
-        shift, scale: what is taken from every head's output and what it is then multiplied with; None: neither.
+        shift, scale: what is taken from every head's (then every MLP's) output and what it is then multiplied with;
+            None: neither.
     """
 
     recipe: Recipe
     saes: list[SparseAutoencoder]
     prompts: list[list[int]]
-    shift: Float[Tensor, "n_component d_model"] | None
-    scale: Float[Tensor, " n_component"] | None
+    shift: Float[Tensor, "n_part d_model"] | None
+    scale: Float[Tensor, " n_part"] | None
 
 
 def make_codes(
@@ -114,7 +115,8 @@ def train_autoencoders(activations: HeadActivations, recipe: Recipe, seeds: Sequ
     """Train the autoencoders of a recipe, one a seed.
 
     Every seed draws from one generator of its own: first the prompts it trains on, then the weights. All seeds'
-    training rows, ``n_train * n_component * d_model`` numbers a seed, are held at once.
+    training rows, ``n_train * n_component * d_model`` numbers a seed, are held at once. MLPs' outputs, where
+    activations have them, are further rows.
     """
     n_pairs = len(activations.z) // 2
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -123,6 +125,8 @@ def train_autoencoders(activations: HeadActivations, recipe: Recipe, seeds: Sequ
     rows = []
     for prompts in chosen:
         x = activations.head_outputs(prompts)
+        if activations.mlps is not None:
+            x = torch.cat([x, activations.mlps[prompts]], dim=1)
         if shift is not None:
             x = x - shift
         if scale is not None:
@@ -133,9 +137,24 @@ def train_autoencoders(activations: HeadActivations, recipe: Recipe, seeds: Sequ
 
 
 def encode_heads(activations: HeadActivations, trained: Trained, backend: str) -> list[Codes]:
-    """Give every prompt and head its code by each autoencoder, -1 where no latent is active."""
-    shift, scale = trained.shift, trained.scale
-    codes = encode(activations, trained.saes, shift=shift, scale=scale, dead=-1, backend=backend).cpu().numpy()
+    """Give every prompt and head (then MLP, where activations have them) its code by each autoencoder, -1 where no
+    latent is active.
+
+    MLPs' outputs are few rows that no output projection makes: their codes are worked out in torch on every device.
+    """
+
+    def codes_of(some: HeadActivations, rows: slice, backend: str) -> Int32[np.ndarray, "n_sae n_prompt n"]:
+        shift = None if trained.shift is None else trained.shift[rows]
+        scale = None if trained.scale is None else trained.scale[rows]
+        return encode(some, trained.saes, shift=shift, scale=scale, dead=-1, backend=backend).cpu().numpy()
+
+    n = activations.n_component
+    codes = codes_of(activations, slice(n), backend)
+    if activations.mlps is not None:
+        mlps = activations.mlps
+        as_they_are = torch.eye(mlps.shape[-1], device=mlps.device).expand(mlps.shape[1], -1, -1)
+        rows = replace(activations, z=mlps, W_O=as_they_are, mlps=None)
+        codes = np.concatenate([codes, codes_of(rows, slice(n, None), "torch")], axis=2)
     return [Codes(*each) for each in zip(trained.saes, codes, trained.prompts, strict=True)]
 
 
@@ -154,8 +173,8 @@ def training_prompts(recipe: Recipe, n_pairs: int, n_train: int, generator: torc
 
 def normalisation(
     recipe: Recipe, activations: HeadActivations
-) -> tuple[Float[Tensor, "n_component d_model"] | None, Float[Tensor, " n_component"] | None]:
-    """Return what to take away from every head's output, and what to multiply it with.
+) -> tuple[Float[Tensor, "n_part d_model"] | None, Float[Tensor, " n_part"] | None]:
+    """Return what to take away from every head's (then every MLP's) output, and what to multiply it with.
 
     Sums over prompts are taken in d_head dimensions: with S_c = sum_n z z^T and G_c = W_O W_O^T the squared norms of a
     head's outputs sum to trace(S_c G_c), so outputs d_model wide are never made.
@@ -176,9 +195,14 @@ def normalisation(
         gram = weights @ weights.transpose(1, 2)
         square[heads] = ((z_by_head.transpose(1, 2) @ z_by_head) * gram).sum((1, 2)) / (n_prompt * d_model)
         mean_x[heads] = torch.einsum("ch,chd->cd", mean_z, weights)
+    if (mlps := activations.mlps) is not None:
+        mean = mlps.mean(0)
+        deviations = mlps - mean if recipe.scale == "head" else mlps
+        square = torch.cat([square, deviations.square().mean((0, 2))])
+        mean_x = torch.cat([mean_x, mean])
     if recipe.scale == "global":
         variance = square.mean() - mean_x.mean() ** 2
-        return None, variance.rsqrt().expand(n_component)
+        return None, variance.rsqrt().expand(len(square))
     # A head whose output never changes has no scale of its own; 1 keeps its zero row zero.
     deviation = square.sqrt()
     return mean_x, torch.where(deviation > 1e-8, 1 / deviation.clamp_min(1e-8), 1.0)

@@ -17,6 +17,7 @@ from headcodes.interventions.reads import edge_bytes_per_token, graph_of
 from headcodes.interventions.runs import DEFAULT_GRAPH_BYTES, batches
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine
 from headcodes.metrics import normalised
+from headcodes.progress import progress
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -88,9 +89,10 @@ def head_cpr_cmd(
 ) -> dict[str, Any]:
     """CPR and CMD over shares of the heads. MIB's own, over shares of edges (``edge_cpr_cmd``), are other numbers.
 
-    All circuits run side by side. Arguments as ``curve``; returns as ``cpr_cmd``, and ``engine``.
+    With a further column of scores, those of MLPs, over shares of heads and MLPs. All circuits run side by side.
+    Arguments as ``curve``; returns as ``cpr_cmd``, and ``engine``.
     """
-    shape = (model.n_layers, model.n_heads)
+    shape = np.shape(head_scores)
     engines = []
 
     def together(wanted: list[tuple[int, ...]]) -> list[float]:
@@ -157,14 +159,16 @@ def edge_cpr_cmd(
     def together(wanted: list[tuple[int, ...]]) -> list[float]:
         lost = np.zeros(1 + len(wanted))
         whole = 0.0
-        for batch in batches(tokens, edge_bytes_per_token(model), memory_bytes):
-            part = EdgeAblation(model, tokens.subset(batch.rows), "resample", "logit-diff")
-            whole += part.clean_logit_diff * len(batch.rows)
-            for place, taken in enumerate([(), *wanted]):
-                removed = torch.zeros(edges.scores.shape, dtype=torch.bool)
-                removed[tuple(real.T)] = True
-                removed[tuple(real[list(taken)].T)] = False
-                lost[place] += part.loss(removed) * len(batch.rows)
+        with progress("cutting edges", total=len(tokens) * len(lost)) as advance:
+            for batch in batches(tokens, edge_bytes_per_token(model), memory_bytes):
+                part = EdgeAblation(model, tokens.subset(batch.rows), "resample", "logit-diff")
+                whole += part.clean_logit_diff * len(batch.rows)
+                for place, taken in enumerate([(), *wanted]):
+                    removed = torch.zeros(edges.scores.shape, dtype=torch.bool)
+                    removed[tuple(real.T)] = True
+                    removed[tuple(real[list(taken)].T)] = False
+                    lost[place] += part.loss(removed) * len(batch.rows)
+                    advance(len(batch.rows))
         means = whole / len(tokens) - np.array([0.0, *(lost / len(tokens))])
         return list(normalised(means[None], empty=1)[2:].tolist())
 

@@ -10,8 +10,8 @@ import torch
 from headcodes import metrics
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
-from headcodes.evaluation.faithfulness import behaviour
-from headcodes.graph import head_name
+from headcodes.evaluation.faithfulness import behaviour, membership
+from headcodes.graph import Part, part_name
 from headcodes.interventions.carried import carried_edges
 from headcodes.interventions.patch import answered
 from headcodes.interventions.paths import PathEffects, path_effects
@@ -51,7 +51,7 @@ def n_held_out(n_pairs: int) -> int:
 
 
 def confirm_heads(inputs: Inputs, findings: Findings, n_heads: int | None, seed: int) -> Verification:
-    """Patch the best-ranked heads exactly, on pairs that are not held out.
+    """Patch the best-ranked heads (and MLPs, where they are asked for) exactly, on pairs that are not held out.
 
     Args:
         n_heads: patch this many; None: in rank order until ten in a row lie below 5% of the clean logit difference
@@ -62,19 +62,18 @@ def confirm_heads(inputs: Inputs, findings: Findings, n_heads: int | None, seed:
     """
     tokens = inputs.tokens.subset(range(inputs.n_proposing))
     clean_ld, corrupt_ld = (side[: inputs.n_proposing] for side in inputs.logit_differences)
-    scores = findings.head_scores.ravel()
+    scores, parts = np.abs(findings.part_scores), findings.parts
     order = [int(i) for i in np.argsort(-scores, kind="stable") if scores[i] > 0 or n_heads is not None]
-    heads = [divmod(i, findings.head_scores.shape[1]) for i in order]
+    heads = [parts[i] for i in order]
     if n_heads is not None:
         return verify(inputs.model, tokens, heads[:n_heads], pairs=_MOST_PAIRS, known=(clean_ld, corrupt_ld), seed=seed)
     repairs = findings.signed is None
     pairs = _PAIRS_WITHOUT_GRADIENTS if repairs else max(_FEWEST_PAIRS, min(_MOST_PAIRS, len(tokens) // 2))
-    signed = scores if findings.signed is None else findings.signed.ravel()
     return verify_in_order(
         inputs.model,
         tokens,
         heads,
-        signed[order],
+        findings.part_effects[order],
         signed=not repairs,
         pairs=pairs,
         budget=float(_BUDGET * _FORWARDS * inputs.model.n_layers * sum(map(len, tokens.clean))),
@@ -97,7 +96,7 @@ def confirm_edges(inputs: Inputs, verification: Verification, seed: int) -> Path
         HeadcodesError: a model without a known final norm, or of a family whose query, key and value projections are
             unknown.
     """
-    model, heads = inputs.model, verification.confirmed()
+    model, heads = inputs.model, verification.confirmed_heads
     if any(part.is_meta for part in model.module.parameters()):
         raise HeadcodesError(
             "all weights must be in memory for the backward pass that proposes edges",
@@ -135,14 +134,14 @@ def confirm_edges(inputs: Inputs, verification: Verification, seed: int) -> Path
     return PathEffects(ranked[: effects.shape[1]], effects, effects.mean(axis=0), low, high, clean_ld, engines[-1])
 
 
-def expected_effects(findings: Findings, verification: Verification) -> Float[np.ndarray, " n_component"]:
-    """Return the effect on other prompts, in logits, to be expected of every head.
+def expected_effects(findings: Findings, verification: Verification) -> Float[np.ndarray, " n_part"]:
+    """Return the effect on other prompts, in logits, to be expected of each of ``findings.parts``.
 
-    Of patched heads their estimates; of the others what the proposal says, scaled by least squares to the estimates.
+    Of patched ones their estimates; of the others what the proposal says, scaled by least squares to the estimates.
     """
-    scores: Float[np.ndarray, " n_component"] = findings.signed_scores.ravel().copy()
-    n_heads = findings.head_scores.shape[1]
-    index = [layer * n_heads + head for layer, head in verification.heads]
+    scores: Float[np.ndarray, " n_part"] = findings.part_scores.copy()
+    place = {part: i for i, part in enumerate(findings.parts)}
+    index = [place[part] for part in verification.heads]
     expected = verification.mean if verification.estimate is None else verification.estimate
     square = float(scores[index] @ scores[index])
     scores *= abs(float(expected @ scores[index])) / square if square > 0 else 0.0
@@ -161,43 +160,41 @@ def edge_rows(paths: PathEffects | None) -> list[dict[str, Any]]:
 def confirmation(findings: Findings, verification: Verification) -> dict[str, Any]:
     """Return on how many pairs, by which rule and how far heads were patched, as docs/result-json.md has it.
 
-    ``unreached_share`` is the share of all scores that lies in heads that were not patched: what they could still hold.
+    ``unreached_share`` is the share of all scores that lies in parts that were not patched: what they could still hold.
     """
-    scores, reached = findings.head_scores, set(verification.heads)
-    total = float(scores.sum())
+    scores = dict(zip(findings.parts, np.abs(findings.part_scores).tolist(), strict=True))
+    reached, total = set(verification.heads), sum(scores.values())
     return {
         "n_pairs": len(verification.effects),
         "clean_logit_diff": float(verification.clean_ld.mean()),
         "least_share": SHARE,
         "stopped": verification.stopped,
-        "n_unreached": scores.size - len(reached),
-        "unreached_share": max(0.0, 1 - sum(float(scores[head]) for head in reached) / total) if total > 0 else 0.0,
+        "n_unreached": len(scores) - len(reached),
+        "unreached_share": max(0.0, 1 - sum(scores[part] for part in reached) / total) if total > 0 else 0.0,
     }
 
 
 def found_exactly(findings: Findings, verification: Verification, paths: PathEffects | None) -> dict[str, Any]:
     """Return what exact patching found, as docs/result-json.md has it."""
-    n_heads = findings.head_scores.shape[1]
+    confirmed = [part_name(*part) for part in verification.confirmed()]
     return {
         "verification": verification.as_rows(),
         "confirmation": confirmation(findings, verification),
         "edges": edge_rows(paths),
-        "codes_used": {
-            head_name(layer, head): findings.codes_used(layer * n_heads + head)
-            for layer, head in verification.confirmed()
-        },
+        "codes_used": {name: findings.codes_used(name) for name in confirmed},
     }
 
 
-def on_held_out(inputs: Inputs, heads: Sequence[tuple[int, int]]) -> dict[str, Any] | None:
+def on_held_out(inputs: Inputs, parts: Sequence[Part]) -> dict[str, Any] | None:
     """Judge a circuit on the answered pairs that were held out; None where there are none.
 
-    All other heads are replaced by their results on the corrupted prompt (``headcodes.evaluation.faithfulness``).
+    All other heads are replaced by their results on the corrupted prompt (``headcodes.evaluation.faithfulness``), and
+    where the circuit was chosen among MLPs too, so are all other MLPs.
 
     Returns:
-        ``n_pairs``; ``faithfulness`` and ``completeness``, MLPs being computed again; and
-        ``faithfulness_without_mlps``, every MLP's output being that on the corrupted prompt too: what the heads carry
-        to the answer by themselves, as a share of the same range (None for models without MLPs).
+        ``n_pairs``; ``faithfulness`` and ``completeness``; and ``faithfulness_without_mlps``, every MLP's output being
+        that on the corrupted prompt too: what the heads carry to the answer by themselves, as a share of the same range
+        (None for models without MLPs, and where the circuit was chosen among them).
 
     Raises:
         HeadcodesError: no held-out pair is answered right, or the heads together change nothing there.
@@ -208,14 +205,13 @@ def on_held_out(inputs: Inputs, heads: Sequence[tuple[int, int]]) -> dict[str, A
     model, tokens = inputs.model, inputs.tokens.subset(rows)
     clean_ld, corrupt_ld = (side[inputs.n_proposing :] for side in inputs.logit_differences)
     chosen = answered(model, tokens, None, (clean_ld, corrupt_ld))[0]
-    circuit = np.zeros((model.n_layers, model.n_heads), dtype=bool)
-    for head in heads:
-        circuit[head] = True
-    has_mlps = model.mlp(0) is not None
-    kept = [np.zeros_like(circuit), circuit, ~circuit] + [circuit] * has_mlps
-    means = behaviour(model, chosen, np.stack(kept), with_mlps=[True] * 3 + [False] * has_mlps).logit_diff
+    circuit = membership(model, parts)
+    stays = np.zeros_like(circuit)
+    stays[:, -1] = inputs.components == "heads"
+    bare = inputs.components == "heads" and model.mlp(0) is not None
+    means = behaviour(model, chosen, np.stack([stays, circuit | stays, ~circuit] + [circuit] * bare)).logit_diff
     shares = normalised(means, empty=2)
-    alone = float(normalised(means, empty=1)[5]) if has_mlps else None
+    alone = float(normalised(means, empty=1)[5]) if bare else None
     return {
         "n_pairs": len(chosen),
         "faithfulness": float(shares[3]),
@@ -227,14 +223,14 @@ def on_held_out(inputs: Inputs, heads: Sequence[tuple[int, int]]) -> dict[str, A
 def confirmed_circuit(
     findings: Findings, verification: Verification, paths: PathEffects | None, **about: Any
 ) -> Circuit:
-    """Return the circuit of confirmed heads and paths, largest effect first; ``about`` are further fields of it.
+    """Return the circuit of confirmed parts and paths, largest effect first; ``about`` are further fields of it.
 
-    Every head's score is what its effect is expected to be, exact where it was patched (``expected_effects``).
+    Every part's score is what its effect is expected to be, exact where it was patched (``expected_effects``).
     """
     n_layers, n_heads = findings.head_scores.shape
+    names = [part_name(*part) for part in findings.parts]
     rows = sorted(verification.as_rows(), key=lambda row: -abs(row["effect"]))
     edges = sorted(edge_rows(paths), key=lambda row: -abs(row["effect"]))
-    names = [head_name(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     return Circuit(
         n_layers=n_layers,
         n_heads=n_heads,

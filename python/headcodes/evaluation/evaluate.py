@@ -8,7 +8,7 @@ import numpy as np
 
 from headcodes import metrics
 from headcodes.circuit.circuit import Circuit
-from headcodes.circuit.mib import beyond_pairs
+from headcodes.circuit.mib import beyond_pairs, chooses_mlps
 from headcodes.errors import HeadcodesError
 from headcodes.evaluation import truths
 from headcodes.evaluation.areas import edge_cpr_cmd, head_cpr_cmd
@@ -107,16 +107,22 @@ def evaluate_circuit(
     alone, sizes, areas, edge_areas = None, None, None, None
     if with_faithfulness and model is not None and tokens is not None:
         chosen = answered(model, tokens, n_pairs)[0]
-        alone = faithfulness(model, chosen, circuit.heads, ablation=ablation).as_dict()
+        among: Components = "heads+mlps" if chooses_mlps(circuit) else "heads"
+        alone = faithfulness(model, chosen, circuit.parts, components=among, ablation=ablation).as_dict()
+        if among != "heads":
+            notes.append("faithfulness is of heads and MLPs: MLPs outside the circuit are ablated like other heads")
         if beyond_pairs(circuit.edges):
             notes.append(
-                f"faithfulness is of the {len(circuit.heads)} chosen heads as a whole: every path between them is open,"
+                f"faithfulness is of the {len(circuit.parts)} chosen nodes as a whole: every path between them is open,"
                 f" not the {len(circuit.edges)} chosen edges alone"
             )
         if with_curve and scored:
             options: dict[str, Any] = {"ablation": ablation}
-            sizes = curve(model, chosen, np.abs(scores), n_random=n_random, seed=seed, **options).as_dict()
-            areas = head_cpr_cmd(model, chosen, scores, **options)
+            ranked = scores
+            if chooses_mlps(circuit) and (mlps := _mlp_scores(circuit)) is not None:
+                ranked = np.concatenate([scores, mlps[:, None]], axis=1)
+            sizes = curve(model, chosen, np.abs(ranked), n_random=n_random, seed=seed, **options).as_dict()
+            areas = head_cpr_cmd(model, chosen, ranked, **options)
         if with_curve and beyond_pairs(circuit.edge_scores):
             try:
                 edge_areas = edge_cpr_cmd(model, chosen, _edges(circuit, model))
@@ -226,8 +232,7 @@ def _ranking(
 def _components(circuit: Circuit, judge: CausalTruth, top: int) -> dict[str, Any] | None:
     """Judge heads and MLPs together, where the truth holds MLPs and the circuit says anything of them."""
     mlps = judge.names[judge.n_layers * judge.n_heads :]
-    # A graph that keeps every MLP, as ours do where nothing chose among them, says as little as one that names none.
-    chooses = 0 < sum(name in circuit.nodes for name in mlps) < len(mlps)
+    chooses = bool(mlps) and chooses_mlps(circuit)
     scored = bool(mlps) and all(name in circuit.node_scores for name in judge.names)
     if not (chooses or scored):
         return None
@@ -252,6 +257,13 @@ def rank_correlation(scores: ArrayLike, effects: ArrayLike) -> float | None:
     """``metrics.spearman``, None where either is constant."""
     value = metrics.spearman(scores, effects)
     return None if np.isnan(value) else value
+
+
+def _mlp_scores(circuit: Circuit) -> np.ndarray[Any, Any] | None:
+    """Return the scores [n_layers] of all MLPs; None where one has none."""
+    scores = [circuit.node_scores.get(f"m{layer}") for layer in range(circuit.n_layers)]
+    known = [score for score in scores if score is not None]
+    return np.array(known) if len(known) == len(scores) else None
 
 
 def _edges(circuit: Circuit, model: Model) -> Edges:

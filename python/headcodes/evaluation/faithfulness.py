@@ -1,7 +1,8 @@
 """Whether a circuit is enough, and whether it is needed: faithfulness, completeness, minimality.
 
 A circuit here is a set of heads; embeddings, MLPs and norms always stay. Keeping a circuit means to ablate every other
-head, at all positions. With m the mean logit difference, "empty" all heads ablated and "full" none:
+head, at all positions. Where a circuit was chosen among heads and MLPs, the MLPs outside it are ablated as well. With m
+the mean logit difference, "empty" all heads (and such MLPs) ablated and "full" none:
 
     faithfulness f(C)  = (m(C kept) - m(empty)) / (m(full) - m(empty))     1: the circuit alone does the task
     completeness       = f(all heads but C)                                0: nothing outside it does
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
-from headcodes.graph import head_mask
+from headcodes.graph import check_heads
 from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.metric import measure_log_p
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed, run_edited
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from numpy.typing import ArrayLike
 
+    from headcodes.graph import Part
+    from headcodes.interventions.patch import Components
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
 
@@ -73,10 +76,8 @@ class Faithfulness:
     Attributes:
         faithfulness: f of the circuit; 1 is the whole model, 0 no head at all.
         completeness: f of all heads but the circuit; 0 is best.
-        minimality: For every head of the circuit, f(circuit) - f(circuit without it), in the circuit's
-            order. About 0: the head is not needed.
-        full, empty, kept, ablated: Mean measures of the untouched model, of no heads, of the circuit kept,
-            of the circuit ablated.
+        minimality: For every part of the circuit in its order, f(circuit) - f(circuit without it). About 0: not needed.
+        full, empty, kept, ablated: Mean measures of the untouched model, of no heads, of the circuit kept, and ablated.
         ablation: What ablated heads are replaced by: "zero", "mean" (over corrupted prompts and positions) or
             "resample" (their activations on the corrupted prompt).
         n_pairs: How many pairs the means are over.
@@ -106,8 +107,8 @@ class FaithfulnessCurve:
     Attributes:
         sizes: Numbers of heads.
         faithfulness, completeness: Of the best-ranked ones.
-        random_mean, random_low, random_high: Faithfulness of random circuits of the same sizes: mean, and
-            least and most over the draws; empty lists without draws.
+        random_mean, random_low, random_high: Faithfulness of random circuits of the same sizes: mean, least and most
+            over the draws; empty lists without draws.
         n_random: Draws a size.
         ablation, engine: See ``Faithfulness``.
     """
@@ -128,25 +129,26 @@ class FaithfulnessCurve:
 
 
 class _Keep(EditPlan):
-    """Row r keeps the heads of circuit r - 2 and ablates the others."""
+    """Row r keeps the heads, and in the last column the MLPs, of circuit r - 2 and ablates the others."""
 
-    def __init__(self, kept: Tensor, instead: Tensor | None, with_mlps: Tensor) -> None:
-        self.kept, self.instead, self.with_mlps = kept, instead, with_mlps
-        self.edits_mlps = not bool(with_mlps.all())
+    def __init__(self, kept: Tensor, instead: Tensor | None, mlps_instead: Tensor | None) -> None:
+        self.kept, self.instead, self.mlps_instead = kept, instead, mlps_instead
+        self.edits_mlps = not bool(kept[:, :, -1].all())
         self.starts = [0] * len(kept)
         # A corrupted run is the clean one before the first changed token; zero and mean ablation change that part, too.
         self.whole_prompt = instead is not None
 
     def edit_heads(self, layer: int, z: Tensor) -> None:
-        kept = self.kept[:, layer].to(z.device)[:, None, None, :, None]
+        kept = self.kept[:, layer, :-1].to(z.device)[:, None, None, :, None]
         other = z[1:2] if self.instead is None else self.instead[layer, :, : z.shape[-1]].to(z)
         z[2:] = torch.where(kept, z[2:], other)
 
     def edit_mlp(self, layer: int, output: Float[Tensor, "row pair pos d_model"]) -> None:
-        output[2:][~self.with_mlps] = output[1]
+        other = output[1] if self.mlps_instead is None else self.mlps_instead[layer].to(output)
+        output[2:][~self.kept[:, layer, -1]] = other
 
     def part(self, rows: slice) -> EditPlan:
-        return _Keep(self.kept[rows], self.instead, self.with_mlps[rows])
+        return _Keep(self.kept[rows], self.instead, self.mlps_instead)
 
 
 def behaviour(
@@ -155,7 +157,6 @@ def behaviour(
     kept: ArrayLike,
     *,
     ablation: Ablation = "resample",
-    with_mlps: Sequence[bool] | None = None,
     engine: Engine = "auto",
     memory_bytes: int = DEFAULT_SWEEP_BYTES,
 ) -> Behaviour:
@@ -164,11 +165,10 @@ def behaviour(
     Args:
         model: Left as it was found.
         tokens: Pairs whose two prompts have equally many tokens.
-        kept: Bool [n_run, n_layers, n_heads]: the heads that stay, run by run.
-        ablation: What the other heads are replaced by: "zero", "mean" (over all corrupted prompts and positions) or
-            "resample" (their activations on the corrupted prompt, position by position).
-        with_mlps: Run by run, whether MLPs stay, computed again (all by default); else their outputs are those on the
-            corrupted prompt.
+        kept: Bool [n_run, n_layers, n_heads]: the heads that stay, run by run. A further column says which MLPs stay,
+            computed again; without it all do.
+        ablation: What the other heads (and MLPs) are replaced by: "zero", "mean" (over all corrupted prompts and
+            positions) or "resample" (their activations on the corrupted prompt, position by position).
         engine, memory_bytes: See ``headcodes.interventions.walk.run_edited``.
 
     Returns:
@@ -178,21 +178,25 @@ def behaviour(
         HeadcodesError: another ablation, another shape, or pairs of unequal length.
     """
     mask = torch.as_tensor(np.asarray(kept, dtype=bool))
-    if mask.shape[1:] != (model.n_layers, model.n_heads):
+    if mask.ndim != 3 or mask.shape[1] != model.n_layers or mask.shape[2] - model.n_heads not in (0, 1):
         raise HeadcodesError(
-            f"kept must be [n_run, {model.n_layers}, {model.n_heads}]",
+            f"kept must be [n_run, {model.n_layers}, {model.n_heads} or, with MLPs, {model.n_heads + 1}]",
             f"shape {tuple(mask.shape)}",
             "Use this model's shape.",
         )
-    instead = None
+    if mask.shape[2] == model.n_heads:
+        mask = torch.nn.functional.pad(mask, (0, 1), value=True)
+    instead, mlps_instead = None, None
     if ablation == "zero":
         instead = torch.zeros(model.n_layers, model.n_heads, model.d_head)
+        mlps_instead = torch.zeros(model.n_layers, model.d_model)
     elif ablation == "mean":
         # Each prompt's mean over positions, weighted by its length: the mean over all corrupted tokens.
         lengths = torch.tensor([len(ids) for ids in tokens.corrupt], dtype=torch.float32)
-        z = capture(model, tokens.corrupt)[0].z.cpu()
-        mean = (z * (lengths / lengths.sum())[:, None, None]).sum(0)
-        instead = mean.view(model.n_layers, model.n_heads, model.d_head)
+        weights = (lengths / lengths.sum())[:, None, None]
+        found = capture(model, tokens.corrupt, mlps=not bool(mask[:, :, -1].all()))[0]
+        instead = (found.z.cpu() * weights).sum(0).view(model.n_layers, model.n_heads, model.d_head)
+        mlps_instead = None if found.mlps is None else (found.mlps.cpu() * weights).sum(0)
     elif ablation != "resample":
         raise HeadcodesError("ablation must be zero, mean or resample", repr(ablation), "Choose one of them.")
     shape = (len(tokens), 2 + len(mask))
@@ -214,7 +218,7 @@ def behaviour(
                 measures[name][index] = values.cpu().numpy()
         advance(len(indices))
 
-    plan = _Keep(mask, instead, torch.tensor([True] * len(mask) if with_mlps is None else list(with_mlps)))
+    plan = _Keep(mask, instead, mlps_instead)
     with progress("running circuits", total=len(tokens)) as advance:
         used = run_edited(
             model, tokens, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=True
@@ -225,34 +229,33 @@ def behaviour(
 def faithfulness(
     model: Model,
     tokens: TokenPairs,
-    heads: Sequence[tuple[int, int]],
+    parts: Sequence[Part],
     *,
+    components: Components = "heads",
     ablation: Ablation = "resample",
     minimality: bool = True,
     engine: Engine = "auto",
     memory_bytes: int = DEFAULT_SWEEP_BYTES,
 ) -> Faithfulness:
-    """Say whether ``heads`` are enough, whether they are all, and which of them could go.
+    """Say whether ``parts`` are enough, whether they are all, and which of them could go.
 
     Args:
         model: Left as it was found.
         tokens: Pairs whose two prompts have equally many tokens.
-        heads: The circuit, (layer, head).
+        parts: The circuit: heads as (layer, head), MLPs as (layer, None).
+        components: What it was chosen among; with "heads", all MLPs stay.
         ablation: See ``behaviour``.
-        minimality: Whether to take every head out in turn (a run a head).
+        minimality: Whether to take every part out in turn (a run each).
         engine, memory_bytes: See ``headcodes.interventions.walk.run_edited``.
 
     Raises:
-        HeadcodesError: a head that the model does not have; the full model does not differ from the empty
-            one; or as ``behaviour``.
+        HeadcodesError: a part that the model lacks; the full model is no other than the empty one; or as ``behaviour``.
     """
-    circuit = head_mask(heads, model.n_layers, model.n_heads)
-    without = []
-    for head in heads if minimality else ():
-        smaller = circuit.copy()
-        smaller[head] = False
-        without.append(smaller)
+    circuit = membership(model, parts)
+    without = [circuit & ~membership(model, [part]) for part in parts if minimality]
     kept = np.stack([np.zeros_like(circuit), circuit, ~circuit, *without])
+    if components == "heads":
+        kept = kept[:, :, :-1]
     found = behaviour(model, tokens, kept, ablation=ablation, engine=engine, memory_bytes=memory_bytes)
     f = normalised(found.logit_diff, empty=2)
     return Faithfulness(
@@ -286,7 +289,8 @@ def curve(
     Args:
         model: Left as it was found.
         tokens: Pairs whose two prompts have equally many tokens.
-        head_scores: [n_layers, n_heads], larger is better; ties to the lower index.
+        head_scores: [n_layers, n_heads], larger is better; ties to the lower index. With a further column, of MLPs,
+            heads and MLPs are taken as they come.
         sizes: Numbers of heads; 0, 1, 2, 5, 10, 20, 50 ... and all unless told.
         n_random: Random circuits a size; 0 for none.
         seed: Of the random circuits.
@@ -296,12 +300,12 @@ def curve(
     Raises:
         HeadcodesError: as ``faithfulness``.
     """
-    n_all = model.n_layers * model.n_heads
+    shape = np.shape(head_scores)
+    n_all = int(np.prod(shape))
     steps = sorted(set(sizes)) if sizes is not None else default_sizes(n_all)
     order = np.argsort(-np.asarray(head_scores, dtype=np.float64).ravel(), kind="stable")
     generator = np.random.default_rng(seed)
     orders = [order] + [generator.permutation(n_all) for _ in range(n_random)]
-    shape = (model.n_layers, model.n_heads)
     ranked = [[_first(which, size, shape) for size in steps] for which in orders]
     kept = np.stack([np.zeros(shape, dtype=bool), *(m for row in ranked for m in row), *(~m for m in ranked[0])])
     found = behaviour(model, tokens, kept, ablation=ablation, engine=engine, memory_bytes=memory_bytes)
@@ -326,7 +330,20 @@ def default_sizes(n_all: int) -> list[int]:
     return [0, *(step for step in steps if step < n_all), n_all]
 
 
-def _first(order: np.ndarray[Any, Any], size: int, shape: tuple[int, int]) -> Bool[np.ndarray, "n_layers n_heads"]:
+def membership(model: Model, parts: Sequence[Part]) -> Bool[np.ndarray, "n_layers n_heads+1"]:
+    """Return True for the heads of a circuit, and in the last column for its MLPs.
+
+    Raises:
+        HeadcodesError: a part that the model does not have.
+    """
+    check_heads(((layer, head or 0) for layer, head in parts), model.n_layers, model.n_heads)
+    mask = np.zeros((model.n_layers, model.n_heads + 1), dtype=bool)
+    for layer, head in parts:
+        mask[layer, -1 if head is None else head] = True
+    return mask
+
+
+def _first(order: np.ndarray[Any, Any], size: int, shape: tuple[int, ...]) -> Bool[np.ndarray, "n_layers n_column"]:
     mask = np.zeros(shape, dtype=bool)
     mask.ravel()[order[:size]] = True
     return mask

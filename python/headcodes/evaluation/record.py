@@ -28,12 +28,14 @@ class Evaluation:
             the circuit has chosen some of the MLPs, ``membership`` of its nodes. None where it says nothing of MLPs.
         paths: Against exact path patching between the heads of largest effect (``evaluation.paths.judge_paths``), where
             that was asked for.
-        faithfulness: Of the chosen heads (``Faithfulness.as_dict``).
+        faithfulness: Of the chosen heads (``Faithfulness.as_dict``), and MLPs, where the circuit chose among them.
         curve: Over circuit sizes with a random band (``FaithfulnessCurve.as_dict``).
-        areas: CPR and CMD over shares of the heads (``head_cpr_cmd``).
+        areas: CPR and CMD over shares of the heads, and MLPs where the circuit chose among them (``head_cpr_cmd``).
         edge_areas: CPR and CMD over shares of the edges (``edge_cpr_cmd``), MIB's own, of a circuit that scores edges
             beyond pairs of heads.
         notes: What is missing, and why.
+        whole_answers: How the model answers as whole sequences, where that was asked for: ``share_right`` of the
+            ``n_pairs`` prompts, and by how much the right answers are likelier (``log_ratio``, mean, in nats).
     """
 
     circuit: dict[str, Any]
@@ -47,6 +49,7 @@ class Evaluation:
     areas: dict[str, Any] | None
     edge_areas: dict[str, Any] | None
     notes: list[str]
+    whole_answers: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -57,6 +60,10 @@ class Evaluation:
         about = self.circuit
         size = f"{about['n_heads_in_circuit']} heads"
         lines = [f"{about['method'] or 'circuit'}: {size} of {about['model']} on {about['task']}"]
+        if self.whole_answers:
+            found = self.whole_answers
+            likelier = f"{found['share_right']:.1%} of {found['n_pairs']}, by {found['log_ratio']:+.2f} nats"
+            lines.append(f"whole answers: the right ones likelier in {likelier}")
         if self.truth and self.membership:
             truth, found = self.truth, self.membership
             lines.append(f"truth {truth['name']}: {truth['n_heads_in_circuit']} heads")

@@ -21,6 +21,7 @@ from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.patch import answered, logit_diffs
 from headcodes.interventions.verify import confirmed
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed, run_edited
+from headcodes.progress import progress
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -106,18 +107,20 @@ def path_effects(
     effects = np.empty((len(chosen), len(wanted)))
     by_sender = sorted(range(len(wanted)), key=lambda place: wanted[place].sender)
     # Receivers depend on their senders' rows, so a batch holds whole paths: a few at a time.
-    for first in range(0, len(wanted), _PATHS_AT_ONCE):
-        places = by_sender[first : first + _PATHS_AT_ONCE]
-        plan = _Paths([wanted[place] for place in places], model.n_heads // model.n_kv_heads)
+    with progress("patching paths", total=len(chosen) * len(wanted)) as advance:
+        for first in range(0, len(wanted), _PATHS_AT_ONCE):
+            places = by_sender[first : first + _PATHS_AT_ONCE]
+            plan = _Paths([wanted[place] for place in places], model.n_heads // model.n_kv_heads)
 
-        def done(
-            indices: list[int], logits: list[list[Tensor]], plan: _Paths = plan, places: list[int] = places
-        ) -> None:
-            for index, values in zip(indices, logits, strict=True):
-                found = logit_diffs(chosen, index, values)
-                effects[index, places] = found[0] - found[plan.outcomes]
+            def done(
+                indices: list[int], logits: list[list[Tensor]], plan: _Paths = plan, places: list[int] = places
+            ) -> None:
+                for index, values in zip(indices, logits, strict=True):
+                    found = logit_diffs(chosen, index, values)
+                    effects[index, places] = found[0] - found[plan.outcomes]
+                advance(len(indices) * len(places))
 
-        used = run_edited(model, chosen, plan, done=done, engine=engine, memory_bytes=memory_bytes, splits=False)
+            used = run_edited(model, chosen, plan, done=done, engine=engine, memory_bytes=memory_bytes, splits=False)
     low, high = metrics.mean_intervals(effects, seed=seed)
     return PathEffects(list(edges), effects, effects.mean(axis=0), low, high, clean_ld, used)
 

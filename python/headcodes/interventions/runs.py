@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
     from headcodes.models.model import Model
+    from headcodes.prompts.alignment import Alignment
     from headcodes.prompts.tokens import TokenPairs
 
 
@@ -134,13 +135,22 @@ POSITION_GROUPS = ("changed", "between", "last")
 
 
 def position_groups(
-    batch: Batch, positions: Literal["mean", "last", "given"] | Sequence[Sequence[int]] = "mean"
-) -> Float[Tensor, "batch seq 3"]:
-    """Return which of ``POSITION_GROUPS`` each position is in, 0 or 1, of those that count (``chosen_positions``)."""
+    batch: Batch,
+    positions: Literal["mean", "last", "given"] | Sequence[Sequence[int]] = "mean",
+    alignment: Alignment | None = None,
+) -> Float[Tensor, "batch seq n_group"]:
+    """Return which of ``POSITION_GROUPS`` each position is in, then at which place of ``alignment`` it lies, 0 or 1 in
+    each; 0 in all where it does not count (``chosen_positions``)."""
     at = torch.arange(batch.clean.shape[1])[None]
     last, inside = at == batch.last[:, None], at <= batch.last[:, None]
     changed = (batch.clean != batch.corrupt) & inside & ~last
     groups = torch.stack([changed, inside & ~changed & ~last, last], -1).float()
+    if alignment is not None:
+        places = torch.zeros(*batch.clean.shape, len(alignment.labels))
+        for row, pair in enumerate(batch.rows):
+            here = torch.tensor(alignment.of_tokens[pair])
+            places[row, : len(here)] = (here[:, None] == torch.arange(places.shape[-1])).float()
+        groups = torch.cat([groups, places], -1)
     chosen = chosen_positions(batch, positions)
     return groups if chosen is None else groups * chosen
 

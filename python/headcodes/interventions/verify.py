@@ -1,4 +1,4 @@
-"""Exact patching of the heads that a method proposed, in the order of its ranking, until no more are confirmed."""
+"""Exact patching of the heads and MLPs that a method proposed, in its order, until no more are confirmed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from headcodes import metrics
 from headcodes.errors import HeadcodesError
-from headcodes.graph import check_heads, head_name
+from headcodes.graph import Part, check_heads, part_name
 from headcodes.interventions.patch import answered, patch_effects
 from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed
 
@@ -29,7 +29,7 @@ QUIET = 10
 AT_LEAST = 10
 _AT_FIRST, _AT_ONCE = 16, 10
 
-Part = TypeVar("Part")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Verification:
     """Exact effects of a few heads, with bootstrap intervals over the pairs.
 
     Attributes:
-        heads: (layer, head), in the order given.
+        heads: (layer, head), in the order given; (layer, None) is the layer's MLP.
         effects: [n_pairs, n_head] in logits.
         mean, low, high: [n_head]; the interval is of the mean.
         clean_ld, corrupt_ld: [n_pairs].
@@ -48,7 +48,7 @@ class Verification:
         engine: Which engine patched, and why.
     """
 
-    heads: list[tuple[int, int]]
+    heads: list[Part]
     effects: Float[np.ndarray, "n_pairs n_head"]
     mean: Float[np.ndarray, " n_head"]
     low: Float[np.ndarray, " n_head"]
@@ -61,11 +61,16 @@ class Verification:
     estimate: Float[np.ndarray, " n_head"] | None = None
     engine: EngineUsed | None = None
 
-    def confirmed(self, share: float = SHARE) -> list[tuple[int, int]]:
-        """Return the heads whose interval excludes 0 and whose |mean| is at least ``share`` of the clean
+    def confirmed(self, share: float = SHARE) -> list[Part]:
+        """Return the heads (and MLPs) whose interval excludes 0 and whose |mean| is at least ``share`` of the clean
         LD."""
         rows = zip(self.heads, self._confirmed(share), strict=True)
         return [head for head, confirmed in rows if confirmed]
+
+    @property
+    def confirmed_heads(self) -> list[tuple[int, int]]:
+        """``confirmed`` without MLPs."""
+        return [(layer, head) for layer, head in self.confirmed() if head is not None]
 
     def _confirmed(self, share: float) -> list[bool]:
         return confirmed(self.mean, self.low, self.high, share * float(self.clean_ld.mean()))
@@ -75,7 +80,7 @@ class Verification:
         estimates = [None] * len(self.heads) if self.estimate is None else self.estimate.tolist()
         rows = zip(self.heads, self.mean, self.low, self.high, estimates, self._confirmed(SHARE), strict=True)
         return [
-            {"head": head_name(*head), "effect": float(mean), "low": float(low), "high": float(high)}
+            {"head": part_name(*head), "effect": float(mean), "low": float(low), "high": float(high)}
             | ({} if estimate is None else {"estimate": estimate})
             | {"confirmed": is_confirmed}
             for head, mean, low, high, estimate, is_confirmed in rows
@@ -93,10 +98,10 @@ def confirmed(mean: ArrayLike, low: ArrayLike, high: ArrayLike, least: float) ->
 
 
 def in_order(
-    parts: Sequence[Part],
-    effects_of: Callable[[Sequence[Part]], Float[np.ndarray, "n_pairs n_part"]],
+    parts: Sequence[T],
+    effects_of: Callable[[Sequence[T]], Float[np.ndarray, "n_pairs n_part"]],
     least: float,
-    affordable: Callable[[Sequence[Part]], bool],
+    affordable: Callable[[Sequence[T]], bool],
     at_least: int = AT_LEAST,
 ) -> tuple[Float[np.ndarray, "n_pairs n_part"], str]:
     """Patch parts in their order, some at a time, until ``QUIET`` in a row stay below ``least`` in mean size.
@@ -154,7 +159,7 @@ def shrunk(
 def verify_in_order(
     model: Model,
     tokens: TokenPairs,
-    heads: Sequence[tuple[int, int]],
+    heads: Sequence[Part],
     proposed: Float[np.ndarray, " n_head"],
     *,
     signed: bool,
@@ -183,12 +188,12 @@ def verify_in_order(
     chosen, clean_ld, corrupt_ld, n_answered, n_given = answered(model, tokens, pairs, known)
     n_tokens = sum(len(chosen.clean[i]) - chosen.changed_positions(i)[0] for i in range(len(chosen)))
 
-    def affordable(some: Sequence[tuple[int, int]]) -> bool:
+    def affordable(some: Sequence[Part]) -> bool:
         return n_tokens * sum(model.n_layers - layer for layer, _ in some) <= budget
 
     engines: list[EngineUsed | None] = []
 
-    def effects_of(some: Sequence[tuple[int, int]]) -> Float[np.ndarray, "n_pairs n"]:
+    def effects_of(some: Sequence[Part]) -> Float[np.ndarray, "n_pairs n"]:
         found, used = patch_effects(model, chosen, list(some), "heads", False, False, "auto", DEFAULT_SWEEP_BYTES)
         engines.append(used)
         return found
@@ -215,7 +220,7 @@ def verify_in_order(
 def verify(
     model: Model,
     tokens: TokenPairs,
-    heads: Sequence[tuple[int, int]],
+    heads: Sequence[Part],
     *,
     pairs: int | None = None,
     known: tuple[ArrayLike, ArrayLike] | None = None,
@@ -230,7 +235,7 @@ def verify(
     Args:
         model: In any dtype; effects carry its rounding.
         tokens: Pairs whose two prompts have equally many tokens; only answered ones count.
-        heads: (layer, head), in any order.
+        heads: (layer, head), or (layer, None) for the layer's MLP, in any order.
         pairs: How many answered pairs to use; all where None.
         known: Logit differences [n_pairs] of all clean and all corrupted prompts, where they are at hand:
             saves two forward passes a pair.
@@ -243,12 +248,12 @@ def verify(
     Raises:
         HeadcodesError: no heads, a head that the model does not have, or as ``causal_truth``.
     """
-    wanted = [(int(layer), int(head)) for layer, head in heads]
-    check_heads(wanted, model.n_layers, model.n_heads)
+    wanted: list[Part] = [(int(layer), None if head is None else int(head)) for layer, head in heads]
+    check_heads(((layer, head or 0) for layer, head in wanted), model.n_layers, model.n_heads)
     if not wanted:
         raise HeadcodesError("there must be heads to verify", "none", "Propose at least one.")
     chosen, clean_ld, corrupt_ld, n_answered, n_given = answered(model, tokens, pairs, known)
-    parts = sorted(set(wanted))
+    parts = sorted(set(wanted), key=lambda part: (part[0], -1 if part[1] is None else part[1]))
     found, used = patch_effects(model, chosen, list(parts), "heads", False, False, engine, memory_bytes)
     effects = found[:, [parts.index(head) for head in wanted]]
     low, high = metrics.mean_intervals(effects, n_resamples=n_resamples, level=level, seed=seed)

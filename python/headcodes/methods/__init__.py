@@ -199,8 +199,8 @@ METHODS: dict[str, Method] = {
 EVERYWHERE = ("dla", "random", "acdc", "sp", "patching")
 
 
-# Methods that score MLPs beside heads, on one scale.
-WITH_MLPS = ("eap", "eap-ig-inputs", "eap-ig-activations", "patching")
+# Methods that score heads alone; all others score MLPs beside them, on one scale, where that is asked for.
+HEADS_ONLY = ("dla", "random", "hisp", "acdc", "sp")
 
 
 def get(name: str) -> Method:

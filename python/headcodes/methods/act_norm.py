@@ -28,4 +28,6 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
             squares = ((z @ (W_O @ W_O.transpose(1, 2))) * z).sum(-1)
             norms.append(squares.clamp_min(0).sqrt().mean(1))
         findings.set_heads(torch.cat(norms))
+        if (mlps := activations.mlps) is not None:
+            findings.set_mlps(mlps[: len(inputs.tokens)].norm(dim=-1).mean(0).cpu().double().numpy())
     return findings

@@ -7,10 +7,12 @@ positions: edge attribution patching's product for a node (Syed et al. 2023, arX
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from headcodes.activations.capture import mlps_of
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
 from headcodes.interventions.runs import (
@@ -25,14 +27,16 @@ from headcodes.interventions.runs import (
 from headcodes.methods.findings import Findings
 from headcodes.models.devices import EachDevice, brought, free_bytes
 from headcodes.progress import progress
+from headcodes.prompts.alignment import Alignment, align
 from headcodes.settings import Metric, Positions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
 
+    from headcodes.interventions.runs import Batch, Parts
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
     from headcodes.models.model import Model
@@ -56,7 +60,8 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     """Score a head by |mean over pairs of c| + mean over pairs of |c|, c its products clipped at their .9 quantile.
 
     The second term keeps heads that help some prompts and hinder others, and cancel out in the first. ``signed`` is
-    the mean product as it is: to first order the logit difference lost when the head is patched. Codes are made by the
+    the mean product as it is: to first order the logit difference lost when the head is patched. MLPs, where they are
+    asked for, are scored likewise by their outputs. Codes are made by the
     recipe of this name; they do not change the scores.
 
     Raises:
@@ -67,16 +72,38 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
         unlike = next(i for i, ids in enumerate(tokens.clean) if len(ids) != len(tokens.corrupt[i]))
         raise GradientError.because(f"the two prompts of pair {unlike} differ in length: no common positions")
     with found[0].timed("attribute"):
-        proposing = tokens.subset(range(inputs.n_proposing))
-        by_position = _products(inputs, proposing)
-        products = by_position.sum(-1)
+        products = _products(inputs, tokens.subset(range(inputs.n_proposing)))
     for findings in found:
-        findings.set_signed(products.mean(0))
-        findings.by_position = by_position.mean(0).numpy().reshape(*findings.head_scores.shape, -1)
-        findings.set_heads(robust(products))
+        products.fill(findings, robust(products.of_pairs))
         if level == "edge":
             findings.propose_pairs()
     return found
+
+
+@dataclass(frozen=True)
+class Products:
+    """(z_clean - z_corrupt) . dL/dz, summed over positions, of heads, layer-major, then of MLPs where they are scored.
+
+    Attributes:
+        of_pairs: of every pair, float64.
+        by_group, by_place: means over pairs, apart by ``runs.POSITION_GROUPS`` and by the places of an alignment.
+        alignment: None: nothing is told apart by place.
+    """
+
+    of_pairs: Float[Tensor, "n_pairs n_part"]
+    by_group: Float[Tensor, "n_part n_group"]
+    by_place: Float[Tensor, "n_part n_place"]
+    alignment: Alignment | None
+
+    def fill(self, findings: Findings, scores: Float[Tensor, " n_part"]) -> None:
+        """Give findings these scores, with means of the products as what they foretell, whole and by position."""
+        n, means = findings.head_scores.size, self.of_pairs.mean(0)
+        findings.set_signed(means[:n])
+        findings.set_heads(scores[:n])
+        if len(means) > n:
+            findings.set_mlps(scores[n:].numpy(), means[n:].numpy())
+        findings.by_position = self.by_group[:n].numpy().reshape(*findings.head_scores.shape, -1)
+        findings.alignment, findings.by_place = self.alignment, self.by_place.numpy()
 
 
 def robust(products: Float[Tensor, "n_pairs n"]) -> Float[Tensor, " n"]:
@@ -86,28 +113,35 @@ def robust(products: Float[Tensor, "n_pairs n"]) -> Float[Tensor, " n"]:
     return clipped.mean(0).abs() + clipped.abs().mean(0)
 
 
-def _products(inputs: Inputs, tokens: TokenPairs) -> Float[Tensor, "n_pairs n_component n_group"]:
+def _products(inputs: Inputs, tokens: TokenPairs) -> Products:
     """Return ``products``, or what an earlier run kept of them: then no model need be opened."""
-    metric = inputs.metric or "logit-diff"
     positions = inputs.settings.positions
+
+    def made() -> Products:
+        metric = inputs.metric or "logit-diff"
+        refuse_flat(metric, "attribution")
+        refuse_without_gradient(inputs.model, tokens)
+        return products(inputs.model, tokens, metric, positions, inputs.with_mlps)
+
     if not inputs.cache or positions != "mean":
-        return products(inputs.model, tokens, metric, positions)
+        return made()
     from headcodes.activations.cache import kept
 
-    what = "products" if metric == "logit-diff" else f"products {metric}"
-    return kept(inputs.model, tokens, what, lambda: {"products": products(inputs.model, tokens, metric)})["products"]
+    what = " ".join(["products", *filter(None, [inputs.metric]), *["with MLPs"] * inputs.with_mlps])
+
+    def make() -> dict[str, Tensor]:
+        its = made()
+        return {"of_pairs": its.of_pairs, "by_group": its.by_group, "by_place": its.by_place}
+
+    return Products(**kept(inputs.model, tokens, what, make), alignment=align(tokens))
 
 
-def products(
-    model: Model, tokens: TokenPairs, metric: Metric = "logit-diff", positions: Positions = "mean"
-) -> Float[Tensor, "n_pairs n_component n_group"]:
-    """Return (z_clean - z_corrupt) . dL/dz of every pair and head, float64, from one backward pass, L being a metric
-    (``interventions.metric``) at the clean run; apart by ``runs.POSITION_GROUPS``, which add up to the whole.
+def refuse_without_gradient(model: Model, tokens: TokenPairs) -> None:
+    """Refuse a model that no gradient goes through.
 
     Raises:
-        GradientError: see ``score``.
+        GradientError: weights are offloaded or no floats, or memory does not do.
     """
-    refuse_flat(metric, "attribution")
     if not model.dtype.is_floating_point:
         raise GradientError.because(f"the weights are stored as {model.dtype}")
     if any(part.is_meta for part in model.module.parameters()):
@@ -117,19 +151,61 @@ def products(
         raise GradientError.because(
             f"one pair's backward pass takes about {needed >> 20} MiB, and {free >> 20} MiB are free"
         )
-    found = torch.zeros(len(tokens), model.n_components, len(POSITION_GROUPS), dtype=torch.float64)
+
+
+def products(
+    model: Model,
+    tokens: TokenPairs,
+    metric: Metric = "logit-diff",
+    positions: Positions = "mean",
+    mlps: bool = False,
+    also: Callable[[Batch, Parts, Parts], None] | None = None,
+) -> Products:
+    """Return (z_clean - z_corrupt) . dL/dz of every pair and head, from one backward pass, L being a metric
+    (``interventions.metric``) at the clean run; with ``mlps`` the same of MLPs' outputs.
+
+    Args:
+        also: given every batch with its clean and its corrupted run.
+
+    Raises:
+        HeadcodesError: prompts of a pair differ in length; MLPs of a model that has none.
+    """
+    if mlps:
+        mlps_of(model)
+    alignment = align(tokens)
+    n_groups, n_columns = len(POSITION_GROUPS), model.n_heads + mlps
+    of_pairs = torch.zeros(len(tokens), model.n_layers, n_columns, dtype=torch.float64)
+    summed = torch.zeros(model.n_layers, n_columns, n_groups + len(alignment.labels), dtype=torch.float64)
     with ready(model), progress("attributing", total=len(tokens)) as advance:
         for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
             clean = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
-            gradients = torch.autograd.grad(measure(metric, batch, clean.logits).sum(), clean.z)
-            groups = EachDevice(position_groups(batch, positions))
-            summed = []
-            for ours, theirs, gradient in zip(clean.z, corrupt.z, gradients, strict=True):
-                product = (ours.detach().float() - theirs.float()) * gradient.float()
-                by_head = product.unflatten(-1, (model.n_heads, -1)).sum(3)
-                summed.append(torch.einsum("bsh,bsg->bhg", by_head, *groups.on(by_head.device)))
-            found[torch.tensor(batch.rows)] = brought(summed).transpose(0, 1).flatten(1, 2)
+            parts = [*clean.z, *clean.mlp] if mlps else clean.z
+            gradients = torch.autograd.grad(measure(metric, batch, clean.logits).sum(), parts)
+            groups = EachDevice(position_groups(batch, positions, alignment))
+            found = []
+            for layer in range(model.n_layers):
+                difference = clean.z[layer].detach().float() - corrupt.z[layer].float()
+                product = (difference * gradients[layer].float()).unflatten(-1, (model.n_heads, -1)).sum(3)
+                if mlps:
+                    difference = clean.mlp[layer].detach().float() - corrupt.mlp[layer].float()
+                    its = (difference * gradients[model.n_layers + layer].float()).sum(-1)
+                    its = its.reshape(*batch.clean.shape, 1)  # OPT puts all tokens into one row
+                    product = torch.cat([product, its.to(product.device)], -1)
+                found.append(torch.einsum("bsh,bsg->bhg", product, *groups.on(product.device)))
+            by_batch = brought(found)  # [layer, batch, column, group]
+            of_pairs[torch.tensor(batch.rows)] = by_batch[..., :n_groups].sum(-1).transpose(0, 1)
+            summed += by_batch.sum(1)
+            if also is not None:
+                also(batch, clean, corrupt)
             advance(len(batch.rows))
-    return found
+
+    def in_order(table: Tensor) -> Tensor:
+        """Heads, layer-major, then MLPs; the first two axes are layers and columns."""
+        heads = table[:, : model.n_heads].flatten(0, 1)
+        return torch.cat([heads, table[:, model.n_heads :].flatten(0, 1)])
+
+    means = in_order(summed / len(tokens))
+    of_parts = in_order(of_pairs.permute(1, 2, 0)).T.contiguous()
+    return Products(of_parts, means[:, :n_groups].contiguous(), means[:, n_groups:].contiguous(), alignment)

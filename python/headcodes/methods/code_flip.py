@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from headcodes.methods.findings import Findings
@@ -11,8 +12,7 @@ from headcodes.methods.findings import Findings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from jaxtyping import Float
+    from jaxtyping import Float, Int32
 
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
@@ -25,15 +25,17 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     others remain. A dead row's code differs from every living one.
     """
     for findings in found:
-        findings.set_heads(torch.from_numpy(flip_shares(findings, len(inputs.tokens))))
+        assert findings.codes is not None
+        findings.set_heads(torch.from_numpy(flip_shares(findings, findings.codes)))
+        if findings.mlp_codes is not None:
+            findings.set_mlps(flip_shares(findings, findings.mlp_codes))
     return found
 
 
-def flip_shares(findings: Findings, n_pairs: int) -> Float[np.ndarray, " n_component"]:
-    """Return, of the judged pairs, the share in which each head's clean and corrupted code differ."""
-    assert findings.codes is not None
+def flip_shares(findings: Findings, codes: Int32[np.ndarray, "n_prompt n"]) -> Float[np.ndarray, " n"]:
+    """Return, of the judged pairs, the share in which each column's clean and corrupted code differ."""
     assert findings.judged is not None
-    judged = findings.judged[:n_pairs] & findings.judged[n_pairs:]
-    flips = findings.codes[:n_pairs][judged] != findings.codes[n_pairs:][judged]
-    shares: Float[np.ndarray, " n_component"] = flips.mean(0)
+    judged = np.logical_and(*np.split(findings.judged, 2))
+    clean, corrupt = np.split(codes, 2)
+    shares: Float[np.ndarray, " n"] = (clean[judged] != corrupt[judged]).mean(0)
     return shares

@@ -36,6 +36,7 @@ def train(recipe: str, inputs: Inputs, seeds: Sequence[int]) -> Trained:
 def count(coded: Codes, recipe: Recipe, inputs: Inputs, level: Level) -> Findings:
     """Count the codes, at edge level the pairs of codes, that occur in positives and in no negative: the scores.
 
+    Those of MLPs, where they are asked for, likewise; pairs are of heads alone.
     Where the recipe holds out, prompts that trained the autoencoder do not count.
     """
     findings = Findings.of(inputs.model)
@@ -44,6 +45,7 @@ def count(coded: Codes, recipe: Recipe, inputs: Inputs, level: Level) -> Finding
     assert codes is not None
     if recipe.dead == 0:
         codes = findings.codes = np.maximum(codes, 0)
+        findings.mlp_codes = None if findings.mlp_codes is None else np.maximum(findings.mlp_codes, 0)
 
     judged = np.ones((2, n_pairs), dtype=bool)
     if recipe.hold_out:
@@ -58,6 +60,9 @@ def count(coded: Codes, recipe: Recipe, inputs: Inputs, level: Level) -> Finding
     with findings.timed("overlap"):
         counts = unique_counts(positive, negative, dead=dead, threads=inputs.threads)
         findings.head_scores = counts.reshape(findings.head_scores.shape).astype(np.float64)
+        if (mlps := findings.mlp_codes) is not None:
+            sides = mlps[:n_pairs][judged[0]], mlps[n_pairs:][judged[1]]
+            findings.set_mlps(unique_counts(*sides, dead=dead, threads=inputs.threads).astype(np.float64))
         if level == "edge":
             pairs = pair_unique_counts(positive, negative, dead=dead, threads=inputs.threads)
             findings.mention_scores = mention_scores(pairs).astype(np.float64)

@@ -39,18 +39,26 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     times the share of pairs in which the head's code flips. Relative to the stream, since every reader norms what it
     reads.
 
-    Codes are those of the recipe of this name (``headcodes.codes.recipes``). At edge level a pair of heads gets the
-    product of its heads' scores. Prompts of different length are compared from
-    their ends, back to where they part.
+    MLPs, where they are asked for, likewise, in standard deviations over heads. Codes are those of the recipe of this
+    name (``headcodes.codes.recipes``). At edge level a pair of heads gets the product of its heads' scores. Prompts of
+    different length are compared from their ends, back to where they part.
     """
     measured = inputs.tokens.subset(range(min(N_MEASURED, inputs.n_proposing)))
     with found[0].timed("capture"):
         to_answer, to_stream = _changes(inputs, measured)
+    n_heads = inputs.model.n_heads
     for findings in found:
-        to_flips = to_stream * flip_shares(findings, len(inputs.tokens)).reshape(to_stream.shape)
-        findings.head_scores = sum(
-            (part / part.std() for part in (to_answer, to_flips) if part.std() > 0), np.zeros(to_flips.shape)
-        )
+        assert findings.codes is not None
+        flips = flip_shares(findings, findings.codes).reshape(-1, n_heads)
+        if findings.mlp_codes is not None:
+            flips = np.concatenate([flips, flip_shares(findings, findings.mlp_codes)[:, None]], axis=1)
+        scores = np.zeros(flips.shape)
+        for part in (to_answer, to_stream * flips):
+            deviation = part[:, :n_heads].std()
+            scores += part / deviation if deviation > 0 else 0.0
+        findings.head_scores = scores[:, :n_heads]
+        if inputs.with_mlps:
+            findings.set_mlps(scores[:, -1])
         if level == "edge":
             findings.propose_pairs()
     return found
@@ -59,12 +67,12 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
 def _changes(inputs: Inputs, measured: TokenPairs) -> tuple[np.ndarray, np.ndarray]:
     """``changes``, or what an earlier run kept of them: with the activations at hand no model need be opened."""
     if not inputs.cache:
-        return changes(inputs.model, measured)
+        return changes(inputs.model, measured, inputs.with_mlps)
     from headcodes.activations.cache import kept
 
     def make() -> dict[str, Tensor]:
-        to_answer, to_stream = changes(inputs.model, measured)
+        to_answer, to_stream = changes(inputs.model, measured, inputs.with_mlps)
         return {"to_answer": torch.from_numpy(to_answer), "to_stream": torch.from_numpy(to_stream)}
 
-    found = kept(inputs.model, measured, "changes", make)
+    found = kept(inputs.model, measured, "changes" + " with MLPs" * inputs.with_mlps, make)
     return found["to_answer"].numpy(), found["to_stream"].numpy()

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headcodes.activations.capture import mlps_of
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Edges
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
@@ -49,6 +50,7 @@ from headcodes.interventions.runs import (
 from headcodes.methods.findings import Findings
 from headcodes.models.devices import EachDevice
 from headcodes.progress import progress
+from headcodes.prompts.alignment import align
 from headcodes.settings import Metric
 
 if TYPE_CHECKING:
@@ -82,7 +84,10 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
     if name == "eap":
         refuse_flat(metric, name)
     findings = Findings.of(model)
-    totals = _Totals(model, edges=level == "edge")
+    if inputs.with_mlps:
+        mlps_of(model)
+    alignment = align(tokens)
+    totals = _Totals(model, edges=level == "edge", n_groups=len(POSITION_GROUPS) + len(alignment.labels))
     per_token = edge_bytes_per_token(model) if level == "edge" else node_bytes_per_token(model)
     passes = {
         "eap": _clean,
@@ -94,14 +99,18 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
         for batch in batches(tokens, per_token, graph_bytes(model.device)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
-            totals.groups = EachDevice(position_groups(batch, inputs.settings.positions))
+            totals.groups = EachDevice(position_groups(batch, inputs.settings.positions, alignment))
             at = chosen_positions(batch, inputs.settings.positions)
             for each in passes(model, batch, corrupt, steps, metric):
                 each.run(totals, at)
             advance(len(batch.rows))
     n_pairs = len(tokens)
     findings.set_signed(totals.heads / n_pairs)
-    findings.by_position = (totals.by_position / n_pairs).numpy()
+    by_position = (totals.by_position / n_pairs).numpy()
+    findings.by_position = by_position[:, :-1, : len(POSITION_GROUPS)]
+    places = by_position[:, :, len(POSITION_GROUPS) :]
+    rows = [places[:, :-1].reshape(-1, places.shape[-1]), *[places[:, -1]] * inputs.with_mlps]
+    findings.alignment, findings.by_place = alignment, np.concatenate(rows)
     findings.other_nodes = {node: total / n_pairs for node, total in totals.others.items()}
     if totals.edges is not None:
         findings.edges = Edges.of(graph_of(model), (totals.edges / n_pairs).numpy())
@@ -120,11 +129,14 @@ def pair_scores(edges: Edges, components: list[str]) -> Float[np.ndarray, "n_com
 
 
 class _Totals:
-    """Sums over pairs, float64: of every head, of the other nodes, and of every edge (NaN where there is none)."""
+    """Sums over pairs, float64: of every head, of the other nodes, and of every edge (NaN where there is none).
 
-    def __init__(self, model: Model, edges: bool) -> None:
+    ``by_position`` [n_layers, n_heads + 1, n_group] has MLPs in its last column.
+    """
+
+    def __init__(self, model: Model, edges: bool, n_groups: int) -> None:
         self.heads = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
-        self.by_position = torch.zeros(*self.heads.shape, len(POSITION_GROUPS), dtype=torch.float64)
+        self.by_position = torch.zeros(model.n_layers, model.n_heads + 1, n_groups, dtype=torch.float64)
         self.groups: EachDevice | None = None  # of the batch at hand
         self.others: dict[str, float] = {}
         self.edges: Tensor | None = None
@@ -138,16 +150,23 @@ class _Totals:
         if kind == "z":
             by_head = product.unflatten(-1, (self.heads.shape[1], -1)).sum(3)
             self._waiting.append((lambda found: self.heads[layer].add_(found, alpha=weight), by_head.sum((0, 1))))
-            assert self.groups is not None
-            apart = torch.einsum("bsh,bsg->hg", by_head, *self.groups.on(by_head.device))
-            self._waiting.append((lambda found: self.by_position[layer].add_(found, alpha=weight), apart))
+            self._add_apart(self.by_position[layer, :-1], by_head, weight)
             return
+        if kind == "mlp":
+            self._add_apart(self.by_position[layer, -1:], product.sum(-1, keepdim=True), weight)
         node = "input" if kind == "input" else f"m{layer}"
 
         def add(found: Tensor) -> None:
             self.others[node] = self.others.get(node, 0.0) + weight * float(found)
 
         self._waiting.append((add, product.sum()))
+
+    def _add_apart(self, to: Tensor, product: Float[Tensor, "*batch_seq n"], weight: float) -> None:
+        assert self.groups is not None
+        (groups,) = self.groups.on(product.device)
+        # OPT's MLPs put all tokens into one row.
+        apart = torch.einsum("bsn,bsg->ng", product.reshape(*groups.shape[:2], -1), groups)
+        self._waiting.append((lambda found: to.add_(found, alpha=weight), apart))
 
     def add_edges(self, rows: slice, columns: slice, scores: Tensor, weight: float) -> None:
         assert self.edges is not None

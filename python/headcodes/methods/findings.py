@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from headcodes.graph import Part, parse_part, part_name
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int32
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
     from headcodes.codes.recipes import Codes
     from headcodes.codes.sae import SparseAutoencoder
     from headcodes.graph import Edges
+    from headcodes.interventions.patch import Components
     from headcodes.interventions.walk import EngineUsed
     from headcodes.models.model import Model
+    from headcodes.prompts.alignment import Alignment
 
 
 @dataclass
@@ -28,13 +32,20 @@ class Findings:
     Attributes:
         head_scores: float64 [n_layers, n_heads], larger is more likely in the circuit.
         signed: the same with a sign, where the method has one: what the metric loses without the head.
+        by_place: the parts of ``signed`` (heads layer-major, then of MLPs where they are scored) that come from each
+            place of ``alignment``; NaN where they were not worked out.
+        alignment: which places of the prompts are told apart; None: none.
         by_position: the parts of ``signed`` that come from each of ``interventions.runs.POSITION_GROUPS``, where the
             method tells them apart; they add up to it (before it is made robust).
-        other_nodes: scores, signed like ``signed``, of ``input`` and ``m{layer}``, where the method has them.
+        other_nodes: scores of ``input`` and ``m{layer}``, on the scale of ``head_scores`` and with the sign that
+            ``signed`` would have, where the method has them.
+        mlp_signed: what ``signed`` is, of every layer's MLP; None: ``other_nodes`` says it.
+        components: what a circuit is chosen among: "heads", or "heads+mlps".
         edges: every edge's score, where the method has them; edge level only.
         pair_scores: float64 [n_component, n_component], symmetric, zero diagonal; edge level only.
         mention_scores: float64 [n_component], the published "edge level" score of a head; edge level only.
         codes: int32 [2 * n_pairs, n_component], clean prompts first; code methods only.
+        mlp_codes: the same of every layer's MLP, [2 * n_pairs, n_layers], where they are asked for.
         judged: bool [2 * n_pairs], the prompts whose codes the scores were made from.
         counted: codes of the positives, codes of the negatives and the dead code (None: no code is dead), of the pairs
             that did not train the autoencoder; only of methods whose scores are the counts of ``headcodes.overlap``,
@@ -50,11 +61,16 @@ class Findings:
     head_scores: Float[np.ndarray, "n_layers n_heads"]
     signed: Float[np.ndarray, "n_layers n_heads"] | None = None
     by_position: Float[np.ndarray, "n_layers n_heads n_group"] | None = None
+    by_place: Float[np.ndarray, "n_part n_place"] | None = None
+    alignment: Alignment | None = None
     other_nodes: dict[str, float] = field(default_factory=dict)
+    mlp_signed: Float[np.ndarray, " n_layers"] | None = None
+    components: Components = "heads"
     edges: Edges | None = None
     pair_scores: Float[np.ndarray, "n_component n_component"] | None = None
     mention_scores: Float[np.ndarray, " n_component"] | None = None
     codes: Int32[np.ndarray, "n_prompt n_component"] | None = None
+    mlp_codes: Int32[np.ndarray, "n_prompt n_layers"] | None = None
     judged: np.ndarray | None = None
     counted: tuple[Int32[np.ndarray, "n c"], Int32[np.ndarray, "n c"], int | None] | None = None
     sae: SparseAutoencoder | None = None
@@ -94,36 +110,84 @@ class Findings:
         np.fill_diagonal(self.pair_scores, 0.0)
         self.mention_scores = None
 
-    def take_codes(self, coded: Codes) -> None:
-        """Take a seed's autoencoder and codes."""
-        self.sae, self.codes, self.dead_share = coded.sae, coded.codes, coded.dead_share
+    def set_mlps(
+        self, scores: Float[np.ndarray, " n_mlps"], signed: Float[np.ndarray, " n_mlps"] | None = None
+    ) -> None:
+        """Take every MLP's score, and with a sign what ``signed`` is of a head."""
+        self.mlp_signed = signed
+        signs = np.ones(len(scores)) if signed is None else np.where(signed < 0, -1.0, 1.0)
+        self.other_nodes |= {f"m{layer}": float(score) for layer, score in enumerate(scores * signs)}
 
-    def codes_used(self, component: int, most: int = 3) -> dict[str, list[tuple[int, float]]] | None:
-        """Return a head's commonest codes (code, share of prompts) on either side; None for methods without codes."""
-        if self.codes is None:
+    def take_codes(self, coded: Codes) -> None:
+        """Take a seed's autoencoder and codes: of heads, then of MLPs where they have some."""
+        n_heads = self.head_scores.size
+        self.sae, self.dead_share = coded.sae, coded.dead_share
+        self.codes, mlps = coded.codes[:, :n_heads], coded.codes[:, n_heads:]
+        self.mlp_codes = mlps if mlps.shape[1] else None
+
+    def codes_used(self, name: str, most: int = 3) -> dict[str, list[tuple[int, float]]] | None:
+        """Return a part's commonest codes (code, share of prompts) on either side; None where it has none."""
+        part = parse_part(name)
+        assert part is not None
+        layer, head = part
+        codes_of = self.mlp_codes if head is None else self.codes
+        if codes_of is None:
             return None
+        column = codes_of[:, layer if head is None else layer * self.head_scores.shape[1] + head]
         used = {}
-        for side, codes in zip(("clean", "corrupt"), np.split(self.codes[:, component], 2), strict=True):
+        for side, codes in zip(("clean", "corrupt"), np.split(column, 2), strict=True):
             values, counts = np.unique(codes, return_counts=True)
             best = np.argsort(-counts, kind="stable")[:most]
             used[side] = [(int(values[i]), float(counts[i] / len(codes))) for i in best]
         return used
 
+    @property
+    def parts(self) -> list[Part]:
+        """What a circuit is chosen among: all heads, layer-major, then all MLPs where they are."""
+        n_layers, n_heads = self.head_scores.shape
+        heads: list[Part] = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+        return heads + ([] if self.components == "heads" else [(layer, None) for layer in range(n_layers)])
+
+    @property
+    def part_scores(self) -> Float[np.ndarray, " n_part"]:
+        """Scores of ``parts``, signed like ``signed_scores``: their sizes rank."""
+        heads, parts = self.signed_scores.ravel(), self.parts
+        mlps = [self.other_nodes[part_name(*part)] for part in parts[heads.size :]]
+        return np.concatenate([heads, np.array(mlps, dtype=np.float64)])
+
+    @property
+    def part_effects(self) -> Float[np.ndarray, " n_part"]:
+        """What the method foretells of the effects of ``parts``: ``signed`` where it has one, else their scores."""
+        heads = self.head_scores if self.signed is None else self.signed
+        mlps = self.part_scores[heads.size :]
+        if len(mlps) and self.mlp_signed is not None:
+            mlps = self.mlp_signed
+        return np.concatenate([heads.ravel(), mlps])
+
     def best_mlps(self, head_scores: Float[np.ndarray, "n_layers n_heads"], top: int) -> list[str]:
-        """Return the MLPs among the ``top`` heads and MLPs of largest score; heads win ties."""
-        others = {name: abs(score) for name, score in self.other_nodes.items() if name.startswith("m")}
-        heads = [(-score, 0, "") for score in head_scores.ravel()]
-        ranked = sorted(heads + [(-score, 1, name) for name, score in others.items()])
-        return [name for score, is_mlp, name in ranked[:top] if is_mlp and score < 0]
+        """Return the MLPs, where they are chosen among, of the ``top`` parts of largest score; heads win ties."""
+        n = head_scores.size
+        sizes = np.concatenate([head_scores.ravel(), np.abs(self.part_scores[n:])])
+        best = [int(i) for i in np.argsort(-sizes, kind="stable")[:top] if sizes[i] > 0]
+        return [part_name(*self.parts[i]) for i in best if i >= n]
 
-    def scores_by_position(self) -> dict[str, list[float]]:
-        """Return every head's part of ``signed`` from each group of positions, by its name in result.json."""
-        if self.by_position is None:
-            return {}
-        from headcodes.interventions.runs import POSITION_GROUPS
+    def further_scores(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return what result.json says beside scores of heads: MLPs' scores where the circuit was chosen among them,
+        every head's part of ``signed`` from each group of positions, and that of some nodes from each place."""
+        found: dict[str, Any] = {}
+        if self.components != "heads":
+            mlps = self.part_scores[self.head_scores.size :]
+            found = {"circuit_components": self.components, "mlp_scores": mlps.tolist()}
+        if self.by_position is not None:
+            from headcodes.interventions.runs import POSITION_GROUPS
 
-        found = self.by_position.reshape(-1, len(POSITION_GROUPS)).T
-        return {f"scores_{name}": scores.tolist() for name, scores in zip(POSITION_GROUPS, found, strict=True)}
+            groups = self.by_position.reshape(-1, len(POSITION_GROUPS)).T
+            found |= {f"scores_{name}": scores.tolist() for name, scores in zip(POSITION_GROUPS, groups, strict=True)}
+        if self.by_place is not None and self.alignment is not None:
+            place = {part_name(*part): row for part, row in zip(self.parts, self.by_place, strict=False)}
+            rows = {name: place[name].tolist() for name in names if name in place and np.isfinite(place[name]).all()}
+            found["scores_by_position"] = self.alignment.as_dict() | {"scores": rows}
+        return found
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -60,6 +60,11 @@ class Inputs:
     whole_answers: Float[np.ndarray, " n_pairs"] | None = field(default=None, init=False)
 
     @property
+    def with_mlps(self) -> bool:
+        """Whether MLPs are scored beside heads."""
+        return self.components == "heads+mlps"
+
+    @property
     def n_proposing(self) -> int:
         """How many pairs, the first ones, are not held out."""
         return len(self.tokens) - self.held_out
@@ -75,7 +80,9 @@ class Inputs:
         if self.cache:
             from headcodes.activations import cache as activation_cache
 
-            captured = activation_cache.captured(self.model, self.tokens, self.settings.positions, request=self.request)
+            captured = activation_cache.captured(
+                self.model, self.tokens, self.settings.positions, request=self.request, mlps=self.with_mlps
+            )
             self.capture_s = time.perf_counter() - start
             return captured
         tokens = self.tokens
@@ -84,6 +91,7 @@ class Inputs:
             tokens.clean + tokens.corrupt,
             positions=self.settings.positions,
             answer_ids=tokens.scored_ids * 2,
+            mlps=self.with_mlps,
         )
         assert logits is not None
         self.capture_s = time.perf_counter() - start

@@ -28,4 +28,6 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
             for heads in activations.layers()  # fp32 weights of one layer at a time
         ]
         findings.set_heads(torch.cat(norms))
+        if (mlps := activations.mlps) is not None:
+            findings.set_mlps((mlps[:n_pairs].mean(0) - mlps[n_pairs:].mean(0)).norm(dim=-1).cpu().double().numpy())
     return findings

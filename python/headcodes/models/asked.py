@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from headcodes.prompts.pairs import PromptPairs
 from headcodes.prompts.rows import Reading, RowError, settle
 from headcodes.prompts.task_check import logit_difference
 from headcodes.prompts.tokens import TokenPairs, continuation_ids, n_shared, tokenize
+from headcodes.settings import SharedSettings
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -79,6 +80,20 @@ def ask(
     if not all(tokens.wrong_answers):
         tokens = _with_best_others(model, tokens)
     return tokens if corrupt is None else _changed(model, tokens, skip_bad)
+
+
+def ask_as(model: Model, pairs: PromptPairs, settings: SharedSettings, seed: int) -> TokenPairs:
+    """``ask`` as settings ask for it."""
+    return ask(
+        model,
+        pairs,
+        settings.bos,
+        corrupt=cast("Corrupt | None", settings.corrupt or None),
+        chat=settings.chat,
+        system=settings.system or None,
+        seed=seed,
+        skip_bad=settings.skip_bad,
+    )
 
 
 def whole_answer_differences(model: Model, tokens: TokenPairs) -> Float[np.ndarray, " n_pairs"]:

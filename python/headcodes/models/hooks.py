@@ -61,6 +61,23 @@ def capture_inputs(projections: list[nn.Module], sink: Callable[[int, Tensor], N
 
 
 @contextmanager
+def capture_outputs(modules: list[nn.Module], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call ``sink(layer, y)`` with every module's output (the first of several) while open."""
+
+    def watcher(layer: int) -> Edit:
+        def watch(y: Tensor) -> Tensor:
+            sink(layer, y)
+            return y
+
+        return watch
+
+    with ExitStack() as hooks:
+        for layer, module in enumerate(modules):
+            hooks.enter_context(edit_output(module, watcher(layer)))
+        yield
+
+
+@contextmanager
 def as_found(module: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode and give every module its own mode back afterwards."""
     modes = [(part, part.training) for part in module.modules()]

@@ -11,15 +11,15 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from headcodes.errors import HeadcodesError
+from headcodes.files import checksum
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.positions import unmarked
 from headcodes.prompts.rows import Reading, RowError, settle
 from headcodes.prompts.tables import FORM, read_rows
-
-LeadingSpace = Literal["auto", "yes", "no"]
+from headcodes.settings import LeadingSpace, SharedSettings
 
 # By role, the names a column is known by, the likeliest first; compared without regard to case.
 KNOWN: dict[str, tuple[str, ...]] = {
@@ -36,6 +36,29 @@ KNOWN: dict[str, tuple[str, ...]] = {
 }
 _MARKS = re.compile(r"\[(\w+)\].+?\[/\1\]", re.DOTALL)
 _GREATER = re.compile(r"\b(\d\d)(\d\d)\b.*\b(\d\d)$", re.DOTALL)
+
+
+def read_as(source: str, settings: SharedSettings, spans: Iterable[str] = ()) -> PromptPairs:
+    """``read_pairs`` as settings ask for it."""
+    return read_pairs(
+        source,
+        columns=parse_columns(settings.columns) if settings.columns else None,
+        skip_bad=settings.skip_bad,
+        leading_space=settings.leading_space,
+        made_negatives=bool(settings.corrupt),
+        spans=spans,
+    )
+
+
+def source_checksum(source: str) -> str:
+    """Return the SHA-256 of a prompt file, or of the rows of a data set (``hf:NAME[:split]``).
+
+    Raises:
+        HeadcodesError: a data set that cannot be read.
+    """
+    if not source.startswith("hf:"):
+        return checksum(Path(source))
+    return checksum(repr(read_rows(source)[1]).encode())
 
 
 def read_pairs(
@@ -59,7 +82,7 @@ def read_pairs(
             "auto": where a prompt ends in a space, the space goes to its answers; and where no answer of the file
             begins with one, a space is put before every answer that begins with a letter of a cased alphabet or a
             digit, unless its prompt ends in a character that a word follows without a space (a digit before a digit,
-            an opening bracket or quote, a line break).  Our own JSON is always taken as it stands.
+            an opening bracket or quote, a line break). Our own JSON is always taken as it stands.
         made_negatives: corrupted texts are made later: rows need none.
         spans: names of spans that the texts mark, ``[name]...[/name]``: the marks are taken out and the places kept.
 
@@ -67,8 +90,7 @@ def read_pairs(
         The pairs, with ``reading`` saying how they were read.
 
     Raises:
-        HeadcodesError: no such file, not of its form, no column for a role, or a broken row; the message names file
-            and row.
+        HeadcodesError: no such file, not of its form, no column for a role, or a broken row, which the message names.
     """
     name = str(source)
     form, rows, about = read_rows(name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from headcodes.errors import HeadcodesError
@@ -22,6 +22,10 @@ class Tokenizer(Protocol):
         """Return the token ids of ``text``."""
         ...
 
+    def decode(self, token_ids: list[int]) -> str:
+        """Return the text of some tokens."""
+        ...
+
 
 @dataclass(frozen=True)
 class TokenPairs:
@@ -29,7 +33,7 @@ class TokenPairs:
 
     ``clean``, ``corrupt``: ids per prompt, with the BOS token in front where ``bos`` says so, and behind it the tokens
     that all answers of the pair begin with. ``answers``, ``wrong_answers``: the ids scored, per prompt, each id once,
-    in the order of the pair's own lists.
+    in the order of the pair's own lists. ``words``: the text of each token of clean prompts, where known.
     """
 
     clean: list[list[int]]
@@ -38,6 +42,7 @@ class TokenPairs:
     wrong_answers: list[list[int]]
     bos: bool
     pairs: PromptPairs
+    words: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -79,6 +84,7 @@ class TokenPairs:
             pairs=PromptPairs(
                 tuple(self.pairs[i] for i in chosen), self.pairs.task, self.pairs.negative, self.pairs.reading
             ),
+            words=self.words,
         )
 
 
@@ -142,7 +148,8 @@ def tokenize(
         note = f"right answers of {n_long:,} rows have several tokens: the first that tells right from wrong is scored"
         pairs = PromptPairs(pairs.pairs, pairs.task, pairs.negative, pairs.reading.also(note))
     columns = [list(column) for column in zip(*(ids for _, ids in found), strict=True)]
-    return TokenPairs(columns[0], columns[1], columns[2], columns[3], bool(front), pairs)
+    words = {token: tokenizer.decode([token]) for token in sorted({token for ids in columns[0] for token in ids})}
+    return TokenPairs(columns[0], columns[1], columns[2], columns[3], bool(front), pairs, words)
 
 
 @dataclass

@@ -142,7 +142,10 @@ def _blocks(runs: Sequence[RunRecord]) -> dict[str, str]:
             else:
                 summary["left_out"] = True
         blocks[f"run-{index}"] = embed(summary)
-    scales = {"sequential": figures.colorscale(figures.SEQUENTIAL)}
+    scales = {
+        "sequential": figures.colorscale(figures.SEQUENTIAL),
+        "signs": [figures.DIVERGING[2], figures.DIVERGING[8]],
+    }
     return {"seeds": embed(seeds), "scales": embed(scales)} | blocks
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from headcodes.circuit.circuit import Circuit
-from headcodes.graph import parse_head
+from headcodes.graph import parse_part
 from headcodes.prompts.pairs import PromptPairs
 from headcodes.report.attention import AttentionPattern
 from headcodes.report.curve_figures import Curve
@@ -72,10 +72,11 @@ class RunRecord:
         if self.document.get("verification"):
             values["exact effect"] = np.full(shape, np.nan)
             for row in self.document["verification"]:
-                head = parse_head(row["head"])
-                if head is None:
+                part = parse_part(row["head"])
+                if part is None:
                     raise ValueError(f"{row['head']!r} is no head")
-                values["exact effect"][head] = row["effect"]
+                if part[1] is not None:
+                    values["exact effect"][part] = row["effect"]
         return values
 
     @property
@@ -114,6 +115,8 @@ class RunRecord:
         words += option_words(run, "n_train", "positions", "seed", "dtype", "threads", "bos", "fdr")
         if run.get("seeds"):
             words += ["--seeds", self.seeds]
+        if "circuit_components" in run:
+            words += ["--components", run["circuit_components"]]
         if run.get("verification"):
             words += ["--verify", run.get("verify") or len(run["verification"])]
         if run.get("fallback") == NOT_ASKED_FOR:
@@ -122,6 +125,12 @@ class RunRecord:
 
 
 def option_words(settings: Mapping[str, Any], *names: str) -> list[Any]:
-    """Return the settings that have a value as words of a command line."""
-    given = [name for name in names if settings.get(name) is not None]
-    return [word for name in given for word in ("--" + name.replace("_", "-"), settings[name])]
+    """Return the settings that have a value, or are switched on, as words of a command line."""
+    words: list[Any] = []
+    for name in names:
+        value, option = settings.get(name), "--" + name.replace("_", "-")
+        if value is True:
+            words.append(option)
+        elif value not in (None, False, ""):
+            words += [option, value]
+    return words

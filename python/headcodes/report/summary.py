@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from headcodes.circuit.circuit import Circuit
-from headcodes.graph import parse_head
+from headcodes.graph import parse_head, parse_part
 from headcodes.report import curve_figures, figures
 from headcodes.report.attention import MOST_TOKENS
 from headcodes.report.codes import edge_notes, edge_values, node_notes, unique_codes
@@ -109,12 +109,15 @@ def run_summary(run: RunRecord) -> dict[str, Any]:
         "chosen": [
             {
                 "name": name,
-                "values": {what: _finite(its[head]) for what, its in values.items()},
-                "unique": None if unique is None else int(unique[head[0] * run.circuit.n_heads + head[1]]),
+                "values": _values_of(run, name, values),
+                "unique": int(unique[head[0] * run.circuit.n_heads + head[1]])
+                if unique is not None and (head := parse_head(name)) is not None
+                else None,
             }
             for name in run.circuit.nodes
-            if (head := parse_head(name)) is not None
+            if parse_part(name) is not None
         ],
+        "positions": document.get("scores_by_position"),
         "intervals": {row["head"]: [row["low"], row["high"]] for row in document.get("verification") or []},
         "edges": [
             [*edge, _finite(run.circuit.edge_scores.get(edge)), *(its.get(edge) for its in values_of_edges.values())]
@@ -129,6 +132,16 @@ def run_summary(run: RunRecord) -> dict[str, Any]:
         "command": run.command,
         "absent": _absent(run),
     }
+
+
+def _values_of(run: RunRecord, name: str, values: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+    """Return the numbers of a head, or those that an MLP has of them."""
+    head = parse_head(name)
+    if head is not None:
+        return {what: _finite(its[head]) for what, its in values.items()}
+    exact = {row["head"]: row["effect"] for row in run.document.get("verification") or []}
+    known = {"score": run.circuit.node_scores.get(name), "exact effect": exact.get(name)}
+    return {what: _finite(known.get(what)) for what in values}
 
 
 def _absent(run: RunRecord) -> list[tuple[str, str | None]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.files import cache_dir, checksum
+from headcodes.files import cache_dir
 from headcodes.provenance import versions
 from headcodes.scan.measure import BudgetExceeded, begin_peak, budget, peak_bytes
 from headcodes.scan.plan import Cell, forget_models
@@ -235,19 +235,19 @@ def _load(cell: Cell) -> Model:
 def _capture(model: Model, cell: Cell) -> Inputs:
     from headcodes import tasks
     from headcodes.methods.inputs import Inputs
-    from headcodes.models.asked import ask
-    from headcodes.prompts.files import read_pairs
+    from headcodes.models.asked import ask_as
+    from headcodes.prompts.files import read_as, source_checksum
 
     if cell.prompts:
-        if checksum(Path(cell.task)) != cell.prompts:
+        if source_checksum(cell.task) != cell.prompts:
             raise HeadcodesError(
                 "a prompt file must stay the same during a scan", f"{cell.task} changed", "Start the scan again."
             )
-        pairs = read_pairs(cell.task)
+        pairs = read_as(cell.task, cell)
     else:
         task = tasks.get(cell.task)
         pairs = task.build(model.tokenizer, n=cell.n_prompts, seed=cell.prompt_seed, negative=cell.negative)
-    inputs = Inputs(model, ask(model, pairs, cell.bos), cell)
+    inputs = Inputs(model, ask_as(model, pairs, cell, cell.prompt_seed), cell)
     with warnings.catch_warnings():
         # Over many models, many hardly do a task; the row has it in share_right.
         warnings.simplefilter("ignore", HeadcodesWarning)

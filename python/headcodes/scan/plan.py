@@ -15,6 +15,7 @@ from headcodes import methods, tasks
 from headcodes.errors import HeadcodesError
 from headcodes.files import MAX_DEPTH, checksum, read_text, reading
 from headcodes.models.sources import exact_dtype
+from headcodes.prompts.files import parse_columns, source_checksum
 from headcodes.prompts.tables import SUFFIXES
 from headcodes.provenance import code_checksum, library_versions
 from headcodes.settings import MOST_SEED, SHARED, Settings, SharedSettings, json_schema, parse_seeds
@@ -28,7 +29,7 @@ class Cell(Settings):
 
     Attributes:
         task, negative: of a built-in task; the task of a prompt file is its path, and it has no negative here.
-        prompts: checksum of the prompt file, "" for a built-in task.
+        prompts: checksum of the prompt file or data set, "" for a built-in task.
         prompt_seed: of the prompts: all seeds of a method share them.
         dtype: never "auto": what auto stood for is part of what a cell is.
     """
@@ -54,7 +55,8 @@ class Plan(SharedSettings):
 
     Attributes:
         models: (source, revision) pairs.
-        tasks: (task id, negative) pairs, or (path of a prompt file, None).
+        tasks: (task id, negative) pairs, or (path of a prompt file or ``hf:NAME[:split]``, None). How files are read is
+            the same for all of them.
         prompt_seed: of the prompts, for all seeds.
     """
 
@@ -74,9 +76,17 @@ class Plan(SharedSettings):
                     repr(name),
                     "Leave it out, or make two plans.",
                 )
+        if self.columns:
+            parse_columns(self.columns)
+        if self.of_files and not any(_is_file(task) for task, _ in self.tasks):
+            raise HeadcodesError(
+                "how files of prompts are read must be asked where there is one",
+                ", ".join(self.of_files),
+                "Name a file.",
+            )
         for task, negative in self.tasks:
             if _is_file(task):
-                if not Path(task).is_file():
+                if not (task.startswith("hf:") or Path(task).is_file()):
                     raise HeadcodesError("a prompt file of a plan must exist", repr(task), "Check the path.")
                 continue
             known = tasks.get(_known(task, tasks.ids(), "task", "headcodes tasks"))
@@ -95,7 +105,7 @@ class Plan(SharedSettings):
             if exact_dtype(model, self.dtype) != self.dtype:
                 settings["dtype"] = exact_dtype(model, self.dtype)
             for task, named in plan.tasks:
-                prompts = checksum(Path(task)) if _is_file(task) else ""
+                prompts = source_checksum(task) if _is_file(task) else ""
                 negative = None if prompts else named or tasks.get(task).negatives[0]
                 for method in plan.methods:
                     for seed in plan.seeds:
@@ -253,7 +263,7 @@ def _task_of(row: Any) -> tuple[str, str | None]:
 
 
 def _is_file(task: str) -> bool:
-    return Path(task).suffix.lower() in SUFFIXES
+    return task.startswith("hf:") or Path(task).suffix.lower() in SUFFIXES
 
 
 def _known(name: str, names: Any, what: str, where: str) -> str:

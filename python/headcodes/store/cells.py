@@ -30,7 +30,7 @@ from headcodes.store import packs
 # What reading a damaged file may raise.
 DAMAGE = (OSError, ValueError, KeyError, pa.ArrowException)
 
-_TYPES = {str: pa.string(), int: pa.int64()}
+_TYPES = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
 SCHEMA = pa.schema(
     [
         ("identity", pa.string()),
@@ -64,7 +64,10 @@ SCHEMA = pa.schema(
 
 
 # Columns that the first stores lack.
-_LATER = ("failure", "budget_s", "held_memory_bytes", "arrays_bytes", "arrays_mtime_ns")
+_LATER = (
+    *("failure", "budget_s", "held_memory_bytes", "arrays_bytes", "arrays_mtime_ns"),
+    *("columns", "skip_bad", "leading_space", "corrupt", "chat", "system"),
+)
 
 
 class Store:

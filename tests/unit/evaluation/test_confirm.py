@@ -147,8 +147,9 @@ def test_heads_alone_carry_less_where_mlps_matter(tiny_model: Any) -> None:
 
     model = tiny_model("llama")
     tokens = tokenize(headcodes.tasks.get("ioi").build(model.tokenizer, n=10, seed=0), model.tokenizer)
-    kept = np.ones((1, model.n_layers, model.n_heads), dtype=bool)
-    found = behaviour(model, tokens, kept, with_mlps=[False]).logit_diff[:, 2]
+    kept = np.ones((1, model.n_layers, model.n_heads + 1), dtype=bool)
+    kept[:, :, -1] = False
+    found = behaviour(model, tokens, kept).logit_diff[:, 2]
     mlps = [model.mlp(layer) for layer in range(model.n_layers)]
 
     def logits(ids: list[int], hook: Any) -> torch.Tensor:

@@ -45,9 +45,17 @@ def seen(model: Model, ids: list[int], modules: list[Any]) -> list[torch.Tensor]
     return kept
 
 
-def plain_logits(model: Model, ids: list[int], kept: np.ndarray, instead: list[torch.Tensor]) -> torch.Tensor:
-    """Logits after the last token with heads that are not kept replaced."""
+def plain_logits(
+    model: Model, ids: list[int], kept: np.ndarray, instead: list[torch.Tensor], mlps: Any = None
+) -> torch.Tensor:
+    """Logits after the last token, heads (and MLPs, where something is there instead) that are not kept replaced."""
     handles = []
+    for layer in range(model.n_layers if mlps is not None else 0):
+        if not kept[layer, -1]:
+            other = mlps[layer]
+            module = model.mlp(layer)
+            assert module is not None
+            handles.append(module.register_forward_hook(lambda _m, _a, y, other=other: other.expand_as(y)))
     for layer, projection in enumerate(model.projections):
 
         def edit(_m: Any, args: Any, layer: int = layer) -> Any:
@@ -104,6 +112,53 @@ def test_behaviour_is_that_of_plain_runs(tiny_model: Any, family: str, ablation:
             for name, value in expected.items():
                 assert getattr(found, name)[index, run] == pytest.approx(value, abs=2e-5), (name, run)
                 assert getattr(small, name)[index, run] == pytest.approx(value, abs=2e-5), (name, run)
+
+
+@pytest.mark.parametrize("ablation", ["resample", "zero", "mean"])
+def test_mlps_outside_the_circuit_are_ablated_too(tiny_model: Any, ablation: Any) -> None:
+    model = tiny_model("gpt2")
+    tokens = token_pairs()
+
+    def written(ids: list[int]) -> list[torch.Tensor]:
+        outputs: list[torch.Tensor] = []
+        modules: list[Any] = [model.mlp(layer) for layer in range(model.n_layers)]
+        handles = [module.register_forward_hook(lambda _m, _a, y: outputs.append(y.clone())) for module in modules]
+        with torch.no_grad():
+            model.module(input_ids=torch.tensor([ids]), use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return outputs
+
+    every = [written(ids) for ids in tokens.corrupt]
+    mean = [torch.cat([one[layer][0] for one in every]).mean(0) for layer in range(model.n_layers)]
+    kept = np.random.default_rng(1).random((3, 3, 5)) < 0.5
+    found = faith.behaviour(model, tokens, kept, ablation=ablation).logit_diff[:, 2:]
+    for index in range(len(tokens)):
+        other = {"resample": every[index], "zero": [torch.zeros(1)] * 3, "mean": mean}[ablation]
+        instead = replacement(model, tokens, index, ablation)
+        for run, mask in enumerate(kept):
+            logits = plain_logits(model, tokens.clean[index], mask, instead, other)
+            right, wrong = (logits[ids].logsumexp(0) for ids in (tokens.answers[index], tokens.wrong_answers[index]))
+            assert found[index, run] == pytest.approx(float(right - wrong), abs=2e-5)
+
+
+def test_a_circuit_of_heads_and_mlps_is_judged_by_its_members(tiny_model: Any) -> None:
+    model = tiny_model("gpt2")
+    tokens = token_pairs()
+    parts = [(0, None), (1, 2), (2, None)]
+    found = faith.faithfulness(model, tokens, parts, components="heads+mlps")
+    circuit = np.zeros((3, 5), dtype=bool)
+    circuit[0, 4] = circuit[1, 2] = circuit[2, 4] = True
+    smaller = circuit.copy()
+    smaller[0, 4] = False
+    means = faith.behaviour(model, tokens, [circuit * 0, circuit, ~circuit, smaller]).logit_diff.mean(0)
+    f = (means[2:] - means[2]) / (means[0] - means[2])
+    assert (found.faithfulness, found.completeness) == (pytest.approx(f[1]), pytest.approx(f[2]))
+    assert found.minimality[0] == pytest.approx(f[1] - f[3], abs=1e-6)
+    # Nothing kept is the corrupted run but for the embedding; chosen among heads alone, all MLPs stay.
+    assert found.empty["logit_diff"] == pytest.approx(means[2])
+    heads = faith.faithfulness(model, tokens, parts, minimality=False)
+    assert heads.faithfulness != pytest.approx(found.faithfulness, abs=1e-3)
 
 
 def test_scale_runs_from_no_head_to_all(tiny_model: Any) -> None:

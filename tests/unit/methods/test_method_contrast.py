@@ -127,6 +127,6 @@ def test_more_pairs_than_are_measured(tiny_model: Callable[..., Any], monkeypatc
     monkeypatch.setattr(contrast, "N_MEASURED", 3)
     few = changes(model, tokenize(pairs[:3], model.tokenizer))
     seen: list[Any] = []
-    monkeypatch.setattr(contrast, "changes", lambda _model, tokens: seen.append(len(tokens)) or few)
+    monkeypatch.setattr(contrast, "changes", lambda _model, tokens, _mlps: seen.append(len(tokens)) or few)
     headcodes.discover(model, pairs, method="contrast")
     assert seen == [3]

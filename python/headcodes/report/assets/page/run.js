@@ -148,6 +148,40 @@
     return element;
   };
 
+  // Where in the prompt a head matters: a bar a place, above 0 where it helps.
+  const positionsBrowser = (positions) => {
+    const { kind, labels, examples, scores } = positions;
+    const heads = Object.keys(scores);
+    const pick = make("select", { "data-role": "position-head" }, ...heads.map((head) => make("option", { value: head }, head)));
+    const box = make("div", {});
+    const named = (i) => (examples.length ? (kind === "token" ? `${i}: ${shown(examples[i])}` : `${labels[i]}: ${shown(examples[i])}`) : labels[i]);
+    const ticks = labels.map((label, i) => plain(kind === "token" ? named(i) : label));
+    const update = () => {
+      clear(box);
+      const values = scores[pick.value];
+      const most = values.reduce((best, value, i) => (Math.abs(value) > Math.abs(values[best]) ? i : best), 0);
+      const [below, above] = block("scales").signs;
+      place(box, chart({
+        name: `scores of ${pick.value} by place`, wide: true, least: 120 + 26 * labels.length,
+        alt: `Bar chart of the score of ${pick.value} at ${labels.length} places of the prompt. It is largest at ${named(most)}: ${number(values[most])}.`,
+        caption: { token: "Places are tokens; shown are those of the first prompt.", run: "Places are runs of tokens that change between the two prompts, what lies between them, and the last token.",
+          group: "Prompts differ in what changes: tokens that do, those between the first of these and the last, and the last." }[kind],
+        figure: {
+          data: [{ type: "bar", x: [...labels.keys()], y: values, customdata: labels.map((_, i) => plain(named(i))),
+            marker: { color: values.map((value) => (value < 0 ? below : above)) }, hovertemplate: "%{customdata}<br>%{y:.4~g}<extra></extra>" }],
+          layout: { xaxis: { tickvals: [...labels.keys()], ticktext: ticks, tickangle: labels.length > 4 ? -60 : 0, showgrid: false, ticks: "" },
+            yaxis: { title: { text: "score" } }, height: 320, margin: { l: 60, r: 10, t: 10, b: labels.length > 4 ? 110 : 50 } },
+        },
+        table: () => table("Score by place", ["place", "score"], values.map((value, i) => [foreign(named(i)), value])),
+      }));
+    };
+    pick.addEventListener("change", update);
+    const element = make("div", {}, make("div", { className: "filters" }, make("label", {}, "head", pick)), box);
+    element.start = update;
+    element.choose = (head) => heads.includes(head) && ((pick.value = head), update());
+    return element;
+  };
+
   const attentionBrowser = (detail) => {
     const examples = detail.attention;
     const heads = Object.keys(examples[0].patterns);
@@ -225,13 +259,15 @@
     }
     view.append(make("p", { className: "lead" }, checkLine(run.check)), ...warnings(run));
     const detail = run.detail ? block(run.detail) : null;
-    let codes = null, attention = null, codesTitle = null;
+    let codes = null, attention = null, codesTitle = null, positions = null;
     const choose = (head, go) => {
+      if (positions) positions.choose(head);
       if (codes) codes.choose(head);
       if (attention) attention.choose(head);
       if (go && (codesTitle || attention)) (codesTitle || attention).scrollIntoView({ block: "start" }), codesTitle && codesTitle.focus({ preventScroll: true });
     };
-    const link = detail ? choose : null;
+    const placed = run.positions && Object.keys(run.positions.scores).length > 0;
+    const link = detail || placed ? choose : null;
 
     view.append(make("h2", {}, "Heads"));
     const left = make("div"), map = make("div");
@@ -250,6 +286,11 @@
     view.append(make("h2", {}, "Circuit"));
     place(view, circuitChart(run, link));
 
+    if (placed) {
+      positions = positionsBrowser(run.positions);
+      view.append(make("h2", {}, "Where in the prompt"), positions);
+      positions.start();
+    }
     if (detail && detail.codes && Object.keys(detail.codes).length) {
       codesTitle = make("h2", { tabIndex: -1 }, "Codes");
       codes = codeBrowser(run, detail);
