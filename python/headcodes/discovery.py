@@ -137,7 +137,9 @@ def check_request(
             f"All but {', '.join(methods.HEADS_ONLY)} do.",
         )
     if components == "heads+mlps" and fdr is not None:
-        raise HeadcodesError("a permutation test is of heads' codes", f"fdr={fdr} with heads+mlps", "Leave one out.")
+        raise HeadcodesError(
+            "a permutation test must be of heads' codes alone", f"fdr={fdr} with heads+mlps", "Leave one out."
+        )
     if positions != "mean" and method in methods.EVERYWHERE:
         raise HeadcodesError(
             "a method whose positions are chosen must look at some",

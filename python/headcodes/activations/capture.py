@@ -193,7 +193,7 @@ def mlps_of(model: Model) -> list[nn.Module]:
     known = [module for module in found if module is not None]
     if len(known) < len(found):
         raise HeadcodesError(
-            "circuits of heads and MLPs are of a model that has MLPs, of a known kind", f"{model!r}", "Ask for heads."
+            "the model of a circuit with MLPs must have MLPs, of a known kind", f"{model!r}", "Ask for heads."
         )
     return known
 

@@ -143,12 +143,20 @@ def test_every_setting_is_part_of_what_a_cell_is(monkeypatch: pytest.MonkeyPatch
         "n_train": 4,
         "positions": "last",
         "bos": "no",
+        "columns": "clean=x",
+        "skip_bad": True,
+        "leading_space": "no",
+        "corrupt": "swap",
+        "chat": True,
+        "system": "Be brief.",
         "device": "cuda",
         "dtype": "bfloat16",
         "threads": 2,
     }
     assert set(changes) == {field.name for field in dataclasses.fields(Cell)}
-    identities = [cell().identity(), *(cell(**{name: value}).identity() for name, value in changes.items())]
+    besides = {"system": {"chat": True}}  # which is then another change than that of chat alone
+    changed = [{name: value, **besides.get(name, {})} for name, value in changes.items()]
+    identities = [cell().identity(), *(cell(**each).identity() for each in changed)]
     assert len(set(identities)) == len(changes) + 1
     assert cell().identity() == identities[0]
     for name in ("code_checksum", "library_versions"):
