@@ -162,6 +162,12 @@ def sample_run(
         more = {"fdr": 0.05, "n_permutations": 10_000, "p_values": p.tolist(), "q_values": (3 * p).clip(0, 1).tolist()}
         rows = [{"head": node, "effect": 0.5, "low": 0.25, "high": 0.75} for node in circuit.nodes[:3]]
         more["verification"] = rows
+        more["scores_by_position"] = {
+            "kind": "run",
+            "labels": ["change 1", "after the changes", "last token"],
+            "examples": [" Mary", " gave a drink", " to"],
+            "scores": {node: [0.25, -0.5, float(place)] for place, node in enumerate(circuit.nodes, start=1)},
+        }
         if level == "edge":
             arrays["pair_p_family"] = np.clip(1 / (1 + pair_scores), 1e-4, 1)
             arrays["pair_q_values"] = np.where(np.arange(n_heads_all) % 4, 0.02, np.nan) * np.ones_like(pair_scores)

@@ -93,6 +93,24 @@ def test_keys_walk_through_heads_and_choose_one(open_report: Show, make_run: Mak
     assert page.locator('select[data-role="attention-head"]').input_value() == run.circuit.nodes[1]
 
 
+def test_a_chart_tells_where_in_the_prompt_a_head_matters(open_report: Show, make_run: MakeRun) -> None:
+    run = make_run(n_pairs=20)
+    opened = open_report([run])
+    first, third = run.circuit.nodes[0], run.circuit.nodes[2]
+    bars = opened.drawn("Bar chart of the score of")
+    said = f"Bar chart of the score of {first} at 3 places of the prompt. It is largest at last token (to): 1."
+    assert bars.get_attribute("aria-label") == said
+    assert bars.locator(".points .point").count() == 3
+    opened.page.locator('select[data-role="position-head"]').select_option(third)
+    assert "score of " + third in str(opened.drawn("Bar chart of the score of").get_attribute("aria-label"))
+    # Whoever is chosen elsewhere is shown here too.
+    opened.page.get_by_role("button", name=first, exact=True).click()
+    assert opened.page.locator('select[data-role="position-head"]').input_value() == first
+    figure = opened.page.locator("figure", has=opened.chart("Bar chart of the score of"))
+    figure.get_by_text("The same as a table").click()
+    assert [row.inner_text().split()[-1] for row in figure.locator("tbody tr").all()] == ["0.25", "-0.5", "1"]
+
+
 def test_graph_zooms_and_returns(open_report: Show, make_run: MakeRun) -> None:
     opened = open_report([make_run(n_pairs=20)])
     graph = opened.chart("Layered graph")

@@ -154,7 +154,7 @@
     const heads = Object.keys(scores);
     const pick = make("select", { "data-role": "position-head" }, ...heads.map((head) => make("option", { value: head }, head)));
     const box = make("div", {});
-    const named = (i) => (examples.length ? (kind === "token" ? `${i}: ${shown(examples[i])}` : `${labels[i]}: ${shown(examples[i])}`) : labels[i]);
+    const named = (i) => (examples.length ? (kind === "token" ? `${i}: ${shown(examples[i])}` : `${labels[i]} (${shown(examples[i].trim())})`) : labels[i]);
     const ticks = labels.map((label, i) => plain(kind === "token" ? named(i) : label));
     const update = () => {
       clear(box);
