@@ -104,8 +104,8 @@ def _page_command(row: Mapping[str, Any]) -> str:
     # `discover --seed` is of prompts and method at once; a scan keeps the two apart.
     build = {"n": row["n_prompts"], "seed": row["prompt_seed"], "negative": row["negative"]}
     run = {name: row[name] for name in ("method", "seed", "level", "n_train", "positions", "bos", "threads")}
-    chat = f"headcodes.prompts.chat.render_chat(pairs, model.tokenizer, {row['system'] or None!r})"
-    if row["chat"]:
+    chat = f"headcodes.prompts.chat.render_chat(pairs, model.tokenizer, {row.get('system') or None!r})"
+    if row.get("chat"):
         run["bos"] = "no" if run["bos"] == "auto" else run["bos"]
 
     def written(values: Mapping[str, Any]) -> str:
@@ -117,7 +117,7 @@ def _page_command(row: Mapping[str, Any]) -> str:
             "import headcodes",
             f"model = headcodes.load_model({row['model']!r}, {load})",
             f"pairs = headcodes.tasks.get({row['task']!r}).build(model.tokenizer, {written(build)})",
-            *[f"import headcodes.prompts.chat\npairs = {chat}"] * bool(row["chat"]),
+            *[f"import headcodes.prompts.chat\npairs = {chat}"] * bool(row.get("chat")),
             f"headcodes.discover(model, pairs, {written(run)}).save('cell', model=model)",
         ]
     )
