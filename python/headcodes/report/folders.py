@@ -97,7 +97,7 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
         document["negative"],
     ):
         raise ValueError("prompts.json and result.json are of different runs")
-    _ = record.head_values  # numbers of the wrong kind or count are found here, not while drawing
+    _ = record.head_values, record.positions  # numbers of the wrong kind or count are found here, not while drawing
     codes = arrays.get("codes")
     for name, array in arrays.items():
         if name.startswith("pair_") and array.shape != (n_component, n_component):

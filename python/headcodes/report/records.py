@@ -80,6 +80,26 @@ class RunRecord:
         return values
 
     @property
+    def positions(self) -> dict[str, Any] | None:
+        """Scores by place of the prompt, ``scores_by_position`` of result.json; None where there are none.
+
+        Raises:
+            ValueError: not in that form.
+        """
+        found = self.document.get("scores_by_position")
+        if found is None:
+            return None
+        kind, labels, examples, scores = (found[name] for name in ("kind", "labels", "examples", "scores"))
+        texts = [kind, *labels, *examples, *scores]
+        rows = np.array(list(scores.values()) or np.zeros((0, len(labels))), dtype=np.float64)
+        fits = rows.shape == (len(scores), len(labels)) and len(examples) in (0, len(labels))
+        if not (fits and kind in ("token", "run", "group") and np.isfinite(rows).all()):
+            raise ValueError("scores by position are not a number a place for each node")
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("places and nodes of scores by position are no texts")
+        return {"kind": kind, "labels": labels, "examples": examples, "scores": scores}
+
+    @property
     def group(self) -> tuple[Any, ...]:
         """What runs share that differ in nothing but their seed."""
         names = [name for name in SETTINGS if name != "seed"]

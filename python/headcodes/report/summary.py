@@ -117,7 +117,7 @@ def run_summary(run: RunRecord) -> dict[str, Any]:
             for name in run.circuit.nodes
             if parse_part(name) is not None
         ],
-        "positions": document.get("scores_by_position"),
+        "positions": run.positions,
         "intervals": {row["head"]: [row["low"], row["high"]] for row in document.get("verification") or []},
         "edges": [
             [*edge, _finite(run.circuit.edge_scores.get(edge)), *(its.get(edge) for its in values_of_edges.values())]

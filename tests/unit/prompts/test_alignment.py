@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from headcodes import discover, methods, tasks
+from headcodes import HeadcodesError, discover, methods, tasks
 from headcodes.interventions.patch import answered
 from headcodes.methods.inputs import Inputs
 from headcodes.prompts.alignment import align
@@ -155,3 +156,27 @@ def test_places_are_in_the_result_and_on_the_page(model: Any, tokens: Any, tmp_p
     page = run_summary(read_folder(tmp_path / "run"))
     assert page["positions"] == document
     assert "Where in the prompt" in (tmp_path / "run" / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"labels": ["a"]},
+        {"kind": "<b>"},
+        {"scores": {"a0.h0": [float("inf"), 0.0]}},
+        {"scores": {"a0.h0": ["x", 0.0]}},
+        {"examples": [1, 2]},
+        {"labels": None},
+    ],
+)
+def test_scores_by_place_of_another_form_are_refused(tmp_path: Path, wrong: dict[str, Any], model: Any) -> None:
+    pairs = tasks.get("ioi").build(model.tokenizer, n=6, seed=1)
+    discover(model, pairs, method="mean-diff").save(tmp_path / "run", top=4)
+    path = tmp_path / "run" / "result.json"
+    right = {"kind": "run", "labels": ["a", "b"], "examples": [], "scores": {"a0.h0": [1.0, 0.0]}}
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"scores_by_position": right}))
+    assert read_folder(tmp_path / "run").positions == right
+    path.write_text(json.dumps(document | {"scores_by_position": right | wrong}))
+    with pytest.raises(HeadcodesError, match=r"belong together|finite|NaN|Infinity"):
+        read_folder(tmp_path / "run")
