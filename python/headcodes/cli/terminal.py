@@ -24,8 +24,8 @@ _TALLEST = 20  # heads a layer, above which two heads share a line
 
 def show(result: Result, top: int, console: Console) -> None:
     """Print ``table``, its grids as tables of rich, and the map of all heads beside the first (below, where it is too
-    wide)."""
-    cells: Text | None = None
+    wide). Where there are no colours (``NO_COLOR``) there is no map."""
+    mapped = console.no_color or console.color_system is None
     for number, paragraph in enumerate(paragraphs(result, top)):
         if number:
             console.print()
@@ -34,9 +34,10 @@ def show(result: Result, top: int, console: Console) -> None:
                 console.print(Text(part))
                 continue
             found = _rich(part)
-            if cells is not None:
+            if mapped:
                 console.print(found)
                 continue
+            mapped = True
             room = console.width - console.measure(found).maximum - 3
             cells = heat_map(result.findings.signed_scores, room)
             if console.measure(cells).maximum <= room:

@@ -14,6 +14,7 @@ from rich.console import Console
 from headcodes import discover, tasks
 from headcodes.cli.table import table
 from headcodes.cli.terminal import heat_map, show
+from headcodes.models import planted
 
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -43,6 +44,27 @@ def test_a_terminal_shows_what_the_plain_table_says(result: Any, width: int) -> 
         assert node in plain
     beside = any(result.circuit(5).nodes[0] in line and "  0 " in line for line in plain.splitlines())
     assert beside == (width > 60) or width < 60
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_confirmed_circuit_is_a_table_with_the_map_once(width: int) -> None:
+    plant = planted.load("planted-ioi")
+    result = discover(plant.model, plant.task.build(plant.model.tokenizer, n=20, seed=3))
+    lines = ESCAPES.sub("", shown(result, width)).splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum("by its root" in line for line in lines) == 1
+    for node in result.circuit().nodes:
+        row = next(line for line in lines if node in line.split())
+        assert f"{result.circuit().effects[node]['effect']:+.3f}" in row.split()
+    assert sum(line.split()[:3] == ["rank", "from", "to"] for line in lines) == 1
+
+
+def test_without_colours_there_is_no_map(result: Any) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, no_color=True, width=100)
+    show(result, 5, console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "by its root" not in said
+    assert ESCAPES.sub("", said).split() == table(result, 5).split()
 
 
 def test_cells_are_coloured_by_the_root_of_the_score() -> None:
