@@ -17,23 +17,12 @@ if TYPE_CHECKING:
     from headcodes.models.model import Model
 
 from headcodes.cli import options
-from headcodes.cli.prompts import (
-    Asked,
-    Chat,
-    Columns,
-    Corrupt,
-    LeadingSpace,
-    Prompts,
-    SkipBad,
-    System,
-    WholeAnswers,
-    settings_of,
-    state,
-)
+from headcodes.cli.prompts import Asked, Prompts, WholeAnswers, reads_prompts, settings_of, state
 from headcodes.cli.started import STARTED
 from headcodes.settings import MOST_SEED, Metric, Settings, parse_seeds, parse_verify
 
 
+@reads_prompts(after="prompts")
 def discover(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Hub name, local folder, .gguf file, or smollm2-135m.")] = Settings.model,
@@ -41,12 +30,6 @@ def discover(
     task: Annotated[str | None, typer.Option(help="A built-in task (headcodes tasks).  [default: ioi]")] = None,
     negative: Annotated[str | None, typer.Option(help="Which of the task's negatives; its first by default.")] = None,
     prompts: Prompts = None,
-    columns: Columns = None,
-    skip_bad: SkipBad = False,
-    leading_space: LeadingSpace = "auto",
-    corrupt: Corrupt = None,
-    chat: Chat = False,
-    system: System = None,
     whole_answers: WholeAnswers = False,
     method: Annotated[str, typer.Option(help="How heads are scored (headcodes methods).")] = Settings.method,
     metric: Annotated[

@@ -10,23 +10,12 @@ from typing import Annotated, Literal
 import typer
 
 from headcodes.cli import options
-from headcodes.cli.prompts import (
-    Asked,
-    Chat,
-    Columns,
-    Corrupt,
-    LeadingSpace,
-    Prompts,
-    SkipBad,
-    System,
-    WholeAnswers,
-    settings_of,
-    state,
-)
+from headcodes.cli.prompts import Asked, Prompts, WholeAnswers, reads_prompts, settings_of, state
 from headcodes.errors import HeadcodesError
 from headcodes.settings import MOST_PROMPTS, MOST_SEED, Settings
 
 
+@reads_prompts(after="prompts")
 def evaluate(
     context: typer.Context,
     circuit: Annotated[Path, typer.Argument(help="A circuit.json of ours, or a MIB graph.")],
@@ -35,12 +24,6 @@ def evaluate(
     projection: options.Projection = None,
     task: Annotated[str | None, typer.Option(help="A built-in task; the circuit's own by default.")] = None,
     prompts: Prompts = None,
-    columns: Columns = None,
-    skip_bad: SkipBad = False,
-    leading_space: LeadingSpace = "auto",
-    corrupt: Corrupt = None,
-    chat: Chat = False,
-    system: System = None,
     whole_answers: WholeAnswers = False,
     truth: Annotated[
         str,

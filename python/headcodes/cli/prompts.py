@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,22 +23,58 @@ Prompts = Annotated[
     str | None,
     typer.Option(help="Prompt pairs instead of a task: .json, .jsonl, .csv, .tsv, .parquet, or hf:NAME[:SPLIT]."),
 ]
-Columns = Annotated[
-    str | None, typer.Option(help="Columns of the prompts, where not known by name: clean=...,corrupt=...,answer=...")
-]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave broken rows of the prompts out, and list them.")]
-LeadingSpace = Annotated[
-    Literal["auto", "yes", "no"], typer.Option(help="Put a space before the answers of a table (docs/prompts.md).")
-]
-Corrupt = Annotated[
-    Literal["swap", "shuffle", "other"] | None,
-    typer.Option(help="Make the corrupted prompts from the file's own rows, as many tokens each."),
-]
-Chat = Annotated[bool, typer.Option("--chat", help="Render the prompts by the tokenizer's own chat template.")]
-System = Annotated[str | None, typer.Option(help="System message of a chat.")]
+# How the prompts of a file are read: type, words and default of each option.
+_READING: dict[str, tuple[Any, Any, Any]] = {
+    "columns": (
+        str | None,
+        typer.Option(help="Columns of the prompts, where not known by name: clean=...,corrupt=...,answer=..."),
+        None,
+    ),
+    "skip_bad": (bool, typer.Option("--skip-bad", help="Leave broken rows of the prompts out, and list them."), False),
+    "leading_space": (
+        Literal["auto", "yes", "no"],
+        typer.Option(help="Put a space before the answers of a table (docs/prompts.md)."),
+        "auto",
+    ),
+    "corrupt": (
+        Literal["swap", "shuffle", "other"] | None,
+        typer.Option(help="Make the corrupted prompts from the file's own rows, as many tokens each."),
+        None,
+    ),
+    "chat": (bool, typer.Option("--chat", help="Render the prompts by the tokenizer's own chat template."), False),
+    "system": (str | None, typer.Option(help="System message of a chat."), None),
+}
 WholeAnswers = Annotated[
     bool, typer.Option("--whole-answers", help="Judge answers of several tokens as whole sequences too.")
 ]
+
+
+def reads_prompts(after: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options by which prompt files are read, behind its option ``after``.
+
+    The command itself does not take them: ``settings_of`` finds them in its context.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            command(**{name: value for name, value in given.items() if name not in _READING})
+
+        signature = inspect.signature(command, eval_str=True)
+        parameters = []
+        for parameter in signature.parameters.values():
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            if parameter.name == after:
+                parameters += [
+                    inspect.Parameter(
+                        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+                    )
+                    for name, (kind, option, default) in _READING.items()
+                ]
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
 
 
 def settings_of(context: typer.Context, **others: Any) -> Settings:
@@ -44,7 +83,7 @@ def settings_of(context: typer.Context, **others: Any) -> Settings:
     return Settings(**given, **others)
 
 
-OPTIONS = ("columns", "skip_bad", "leading_space", "corrupt", "chat", "system", "bos")
+OPTIONS = (*_READING, "bos")
 
 
 @dataclass(frozen=True)

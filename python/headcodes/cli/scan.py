@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 import typer
 
 from headcodes.cli import options
-from headcodes.cli.prompts import Chat, Columns, Corrupt, LeadingSpace, SkipBad, System
+from headcodes.cli.prompts import reads_prompts
 from headcodes.settings import MOST_SEED, MOST_THREADS, Settings
 
 
+@reads_prompts(after="n_train")
 def scan(
     context: typer.Context,
     plan: Annotated[Path | None, typer.Argument(help="A plan file (docs/scan.md), instead of the lists below.")] = None,
@@ -27,12 +28,6 @@ def scan(
     n_prompts: options.NPrompts = Settings.n_prompts,
     prompt_seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the prompts, for all seeds.")] = 0,
     n_train: options.NTrain = Settings.n_train,
-    columns: Columns = None,
-    skip_bad: SkipBad = False,
-    leading_space: LeadingSpace = "auto",
-    corrupt: Corrupt = None,
-    chat: Chat = False,
-    system: System = None,
     positions: options.Positions = "mean",
     bos: options.Bos = "auto",
     device: options.Device = Settings.device,
