@@ -81,8 +81,8 @@ def discover(
         fdr: test every count by permuting the prompts' labels (``headcodes.overlap.significance``), and let only
             heads into the circuit whose false-discovery rate is at most this. It is the rate of "this head's codes
             differ between the sides", which is not membership in the circuit. Not together with ``seeds``.
-        verify: patch this many of the best-ranked heads exactly; "auto": in rank order until ten in a row lie below 5%
-            of the logit difference (``headcodes.evaluation.confirm``), for ``default``, ``attribution`` and
+        verify: patch this many of the best-ranked heads exactly; "auto": in rank order until ten in a row are not
+            confirmed (``headcodes.evaluation.confirm``), for ``default``, ``attribution`` and
             ``contrast``, and none for other methods; None: none. The circuit is then what was confirmed. A fifth of the
             pairs, at most 16, is held out to judge it on: ``attribution`` and ``contrast`` do not score on them.
         gradient: False: ``default`` stands for ``contrast``, which takes no gradients.
@@ -337,10 +337,7 @@ def _confirm(findings: Findings, inputs: Inputs, verify: Verify, seed: int) -> d
         return found
     try:
         with findings.timed("edges"):
-            if inputs.gradient:
-                found["paths"] = confirm_edges(inputs, found["verification"], seed)
-            else:
-                found["unverified"] = "no path between heads was patched: gradients were not asked for"
+            found["paths"] = confirm_edges(inputs, findings, found["verification"], seed)
     except HeadcodesError as error:
         missing("no path between heads was patched", error)
     try:

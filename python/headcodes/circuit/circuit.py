@@ -273,27 +273,21 @@ class Circuit:
                         edges.append(edge)
                     if score is not None:
                         edge_scores[edge] = float(_kind(score, int, float))
-            d_model = data.get("d_model")
             json.dumps(data.get("meta"), allow_nan=False)  # what could not be written again
             return cls(
                 n_layers=_kind(data["n_layers"], int),
                 n_heads=_kind(data["n_heads"], int),
                 nodes=tuple(_kind(name, str) for name in data["nodes"]),
                 edges=tuple(edges),
-                node_scores={
-                    _kind(name, str): float(_kind(score, int, float))
-                    for name, score in data.get("node_scores", {}).items()
-                },
+                node_scores={name: float(_kind(its, int, float)) for name, its in data.get("node_scores", {}).items()},
                 edge_scores=edge_scores,
-                d_model=None if d_model is None else _kind(d_model, int),
+                d_model=_kind(data.get("d_model"), int, type(None)),
                 parallel_attn_mlp=_kind(data.get("parallel_attn_mlp", False), bool),
                 model=_kind(data.get("model", ""), str),
                 task=_kind(data.get("task", ""), str),
                 method=_kind(data.get("method", ""), str),
                 meta=_kind(data.get("meta", {}), dict),
-                effects={
-                    _kind(name, str): _kind(row, dict) for name, row in _kind(data.get("effects", {}), dict).items()
-                },
+                effects={name: _effect(row) for name, row in _kind(data.get("effects", {}), dict).items()},
                 edge_scores_file=_kind(data.get("edge_scores_file"), str, type(None)),
             )
         except HeadcodesError:
@@ -338,6 +332,12 @@ class Circuit:
         with reading("a dataset repository of the Hub must hold circuit.json", repo, "Check owner/name and HF_TOKEN."):
             path = hf_hub_download(repo, "circuit.json", repo_type="dataset", revision=revision, token=token)
         return cls.from_json(path)
+
+
+def _effect(row: Any) -> Any:
+    if not all(math.isfinite(_kind(_kind(row, dict)[name], int, float)) for name in ("effect", "low", "high")):
+        raise ValueError(f"effect, low and high of {reprlib.repr(row)} should be finite")
+    return row
 
 
 def _kind(value: Any, *kinds: type) -> Any:

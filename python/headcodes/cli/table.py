@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 _STOPPED = {
-    "quiet": "ten in a row lie below it",
+    "quiet": "ten in a row were not confirmed",
     "budget": "the budget is spent",
     "all": "no other head has a score",
     "asked": "so many were asked for",
@@ -73,7 +73,7 @@ def paragraphs(result: Result, top: int) -> list[Paragraph]:
         heading.append(f"default stands for {result.method_used}: {result.findings.fallback}")
     if result.unverified is not None:
         heading.append(result.unverified)
-    found = _proposed(result, top) if result.verification is None else _confirmed(result, result.verification)
+    found = _proposed(result, top) if result.verification is None else _confirmed(result, result.verification, top)
     stages = "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in result.timings_s.items())
     return [heading, *found, [f"seconds: {stages}"]]
 
@@ -126,20 +126,23 @@ def _tests(result: Result) -> list[str]:
     ]
 
 
-def _confirmed(result: Result, verification: Verification) -> list[Paragraph]:
-    """Return the confirmed heads, those that are not, the edges between them, and what they do on held-out prompts."""
+def _confirmed(result: Result, verification: Verification, top: int) -> list[Paragraph]:
+    """Return the confirmed heads, those that are not, the edges between them, and what they do on held-out prompts.
+
+    Of heads and of edges the ``top`` of largest effect, and how many more there are.
+    """
     about, circuit = confirmation(result.findings, verification), result.circuit()
     tests, coded = result.node_tests, result.codes is not None
     what = "heads" if result.findings.components == "heads" else "heads and MLPs"
     found: list[Paragraph] = [
         [
             f"{len(circuit.nodes)} {what} confirmed of {len(verification.heads)} patched exactly on {about['n_pairs']}"
-            f" pairs: an effect of at least {SHARE:.0%} of the logit difference ({about['clean_logit_diff']:.2f}),"
-            " its interval off 0"
+            " pairs: surely an effect, on average or on single answers, that may be"
+            f" {SHARE:.0%} of the logit difference ({about['clean_logit_diff']:.2f}) or more"
         ]
     ]
     rows = []
-    for rank, node in enumerate(circuit.nodes, start=1):
+    for rank, node in enumerate(circuit.nodes[:top], start=1):
         row = [str(rank), node, *_effect(circuit.effects[node])]
         if tests is not None:
             index = result.components.index(node)
@@ -151,7 +154,7 @@ def _confirmed(result: Result, verification: Verification) -> list[Paragraph]:
     columns: list[tuple[str, Literal["left", "right"]]] = [("rank", "right"), ("head", "left"), *_EFFECT]
     columns += [("p", "right"), ("q", "right")] if tests is not None else []
     columns += [("codes on clean | corrupted", "left")] if coded else []
-    below: Paragraph = [Grid(columns, rows)]
+    below: Paragraph = [Grid(columns, rows), *_more(len(circuit.nodes) - top)]
     others = [node for node in circuit.effects if parse_part(node) is not None and node not in circuit.nodes]
     if others:
         named = ", ".join(f"{node} {circuit.effects[node]['effect']:+.2f}" for node in others[:8])
@@ -161,12 +164,17 @@ def _confirmed(result: Result, verification: Verification) -> list[Paragraph]:
         f" with {about['unreached_share']:.0%} of all that was foretold"
     )
     found.append([*below, *_tests(result)])
+    if result.paths is not None:
+        by = "a backward pass" if about["paths_proposed_by"] == "gradients" else "their weights and the heads' effects"
+        patched = f"{len(result.paths.edges)} patched exactly on {len(result.paths.effects)} pairs"
+        found.append([f"{len(circuit.edges)} edges between them confirmed of {patched}, proposed by {by}"])
     if circuit.edges:
         paths = [
             [str(rank), source, destination, *_effect(circuit.effects[f"{source}->{destination}"])]
-            for rank, (source, destination) in enumerate(circuit.edges, start=1)
+            for rank, (source, destination) in enumerate(circuit.edges[:top], start=1)
         ]
-        found.append([Grid([("rank", "right"), ("from", "left"), ("to", "left"), *_EFFECT], paths)])
+        grid = Grid([("rank", "right"), ("from", "left"), ("to", "left"), *_EFFECT], paths)
+        found.append([grid, *_more(len(circuit.edges) - top)])
     if (held := result.held_out) is not None:
         alone = held["faithfulness_without_mlps"]
         found.append(
@@ -177,6 +185,10 @@ def _confirmed(result: Result, verification: Verification) -> list[Paragraph]:
             ]
         )
     return found
+
+
+def _more(n: int) -> list[str]:
+    return [f"and {n} more, in circuit.json (--out)"] if n > 0 else []
 
 
 _EFFECT: list[tuple[str, Literal["left", "right"]]] = [("effect", "right"), ("95% interval", "left")]

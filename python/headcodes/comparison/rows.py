@@ -97,12 +97,13 @@ def summarise(rows: Sequence[Row]) -> list[Summary]:
             known = [value for row in good if (value := getattr(row, figure)) is not None]
             values = np.array(known, dtype=np.float64)
             means[figure] = float(values.mean()) if values.size else None
-            halves[figure] = _half_width(values) if values.size > 1 else None
+            halves[figure] = half_width(values) if values.size > 1 else None
         found.append(Summary(model, task, method, level, len(cells), len(good), "; ".join(notes), means, halves))
     return found
 
 
-def _half_width(values: np.ndarray) -> float:
+def half_width(values: np.ndarray) -> float:
+    """Return half of the 95% t interval of a mean over seeds."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))

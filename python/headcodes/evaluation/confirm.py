@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from headcodes import metrics
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
 from headcodes.evaluation.faithfulness import behaviour, membership
-from headcodes.graph import Part, part_name
-from headcodes.interventions.carried import carried_edges
+from headcodes.graph import Part, head_name, part_name, split_slot
+from headcodes.interventions.carried import carried_edges, composed_edges
 from headcodes.interventions.patch import answered
 from headcodes.interventions.paths import PathEffects, path_effects
-from headcodes.interventions.verify import AT_LEAST, SHARE, Verification, in_order, verify, verify_in_order
+from headcodes.interventions.verify import AT_LEAST, SHARE, Verification, verify, verify_in_order
 from headcodes.methods.attribution import robust
 from headcodes.metrics import normalised
 
@@ -28,19 +27,21 @@ if TYPE_CHECKING:
     from headcodes.methods.inputs import Inputs
 
 
-# Pairs that are patched: enough for intervals of a tenth of the large effects (docs/recipe.md), and never more than
-# half of those that the proposal saw, at least so many.
+# Pairs that are patched: enough for intervals of a tenth of the large effects (docs/recipe.md), no more than a third of
+# those that the proposal saw, at least so many.
 _MOST_PAIRS, _FEWEST_PAIRS = 32, 16
-# Paths are confirmed on at most so many of the patched pairs. A path is one of several ways that a head's effect goes,
-# so it counts from a smaller share of the logit difference on.
-_PATH_PAIRS = 16
+# Paths are looked for among the confirmed heads of largest effect, at most so many, as their number grows with the
+# square of that of the heads; they are proposed on so many pairs, and patched on so many. A path is one of several ways
+# that a head's effect goes, so it counts from a smaller share of the logit difference on.
+_PATH_HEADS, _PROPOSING_PAIRS, _PATH_PAIRS = 16, 6, 10
+_MOST_PATHS = 40
 EDGE_SHARE = 0.01
 # Pairs kept from proposal and patching, to judge the circuit on: a fifth, at most these.
 _MOST_HELD_OUT = 16
 # What the proposal costs a pair in forward passes: two, and one with its backward pass, which costs two more.
 _FORWARDS = 5
 # Patching may take this many times the proposal's work, where ten quiet heads in a row do not end it before.
-_BUDGET = 3
+_BUDGET = 10
 # Without gradients the ranking is that much worse, and patching its best heads mends it.
 _AT_LEAST_WITHOUT_GRADIENTS, _PAIRS_WITHOUT_GRADIENTS = 80, 12
 
@@ -54,8 +55,8 @@ def confirm_heads(inputs: Inputs, findings: Findings, n_heads: int | None, seed:
     """Patch the best-ranked heads (and MLPs, where they are asked for) exactly, on pairs that are not held out.
 
     Args:
-        n_heads: patch this many; None: in rank order until ten in a row lie below 5% of the clean logit difference
-            (``verify_in_order``), for at most three times the work of the proposal.
+        n_heads: patch this many; None: in rank order until ten in a row are not confirmed (``verify_in_order``), for at
+            most ten times the work of the proposal.
 
     Raises:
         HeadcodesError: prompts of a pair differ in length, no pair is answered right, or no head has a score.
@@ -68,7 +69,7 @@ def confirm_heads(inputs: Inputs, findings: Findings, n_heads: int | None, seed:
     if n_heads is not None:
         return verify(inputs.model, tokens, heads[:n_heads], pairs=_MOST_PAIRS, known=(clean_ld, corrupt_ld), seed=seed)
     repairs = findings.signed is None
-    pairs = _PAIRS_WITHOUT_GRADIENTS if repairs else max(_FEWEST_PAIRS, min(_MOST_PAIRS, len(tokens) // 2))
+    pairs = _PAIRS_WITHOUT_GRADIENTS if repairs else max(_FEWEST_PAIRS, min(_MOST_PAIRS, len(tokens) // 3))
     return verify_in_order(
         inputs.model,
         tokens,
@@ -83,26 +84,23 @@ def confirm_heads(inputs: Inputs, findings: Findings, n_heads: int | None, seed:
     )
 
 
-def confirm_edges(inputs: Inputs, verification: Verification, seed: int) -> PathEffects | None:
-    """Patch paths between confirmed heads exactly, queries, keys and values apart, in the order of ``carried_edges``.
+def confirm_edges(inputs: Inputs, findings: Findings, verification: Verification, seed: int) -> PathEffects | None:
+    """Patch paths between confirmed heads exactly, queries, keys and values apart, the most promising ones.
 
-    Stops once ten in a row lie below 1% of the clean logit difference, or three times as many as heads (at least 20)
-    are patched. A path is confirmed as a head is, at that share.
+    They are looked for among the 16 confirmed heads of largest effect, and put in order by ``carried_edges`` where the
+    method took gradients; else by how strongly two heads compose (``composed_edges``) times the expected effects of
+    both; the 40 best are patched. A path is confirmed as a head is, from 1% of the clean logit difference on.
 
     Returns:
-        Effects of the paths that were reached; None where no confirmed head can feed another.
+        Effects of the paths that were patched; None where no confirmed head can feed another.
 
     Raises:
-        HeadcodesError: a model without a known final norm, or of a family whose query, key and value projections are
-            unknown.
+        HeadcodesError: a family whose query, key and value projections are unknown, or too little memory for a backward
+            pass.
     """
-    model, heads = inputs.model, verification.confirmed_heads
-    if any(part.is_meta for part in model.module.parameters()):
-        raise HeadcodesError(
-            "all weights must be in memory for the backward pass that proposes edges",
-            "offloaded weights",
-            "Free memory.",
-        )
+    model = inputs.model
+    effect = dict(zip(verification.heads, np.abs(verification.expected).tolist(), strict=True))
+    heads = sorted(verification.confirmed_heads, key=lambda head: -effect[head])[:_PATH_HEADS]
     if len({layer for layer, _ in heads}) < 2:
         return None
     tokens = inputs.tokens.subset(range(inputs.n_proposing))
@@ -110,28 +108,27 @@ def confirm_edges(inputs: Inputs, verification: Verification, seed: int) -> Path
     chosen, clean_ld, corrupt_ld, *_ = answered(
         model, tokens, min(_PATH_PAIRS, len(verification.effects)), (known[0], known[1])
     )
-    try:
-        edges, products = carried_edges(model, chosen, heads)
-    except torch.OutOfMemoryError as error:
-        raise HeadcodesError(
-            "edges are proposed by a backward pass, which must fit", f"too little on {model.device}", "Free memory."
-        ) from error
-    scores = robust(torch.from_numpy(products)).numpy()
+    if takes_gradients(findings):
+        try:
+            edges, products = carried_edges(model, chosen.subset(range(min(_PROPOSING_PAIRS, len(chosen)))), heads)
+        except torch.OutOfMemoryError as error:
+            raise HeadcodesError(
+                "edges are proposed by a backward pass, which must fit", f"too little on {model.device}", "Free memory."
+            ) from error
+        scores = robust(torch.from_numpy(products)).numpy()
+    else:
+        edges, scores = composed_edges(model, heads)
+        by_name = {head_name(*head): effect[head] for head in heads}
+        scores *= [by_name[sender] * by_name[split_slot(receiver)[0]] for sender, receiver in edges]
     ranked = [edges[int(i)] for i in np.argsort(-scores, kind="stable") if scores[i] > 0]
     if not ranked:
         return None
-    most, least = max(20, 3 * len(heads)), EDGE_SHARE * float(clean_ld.mean())
+    return path_effects(model, chosen, ranked[:_MOST_PATHS], known=(clean_ld, corrupt_ld), seed=seed)
 
-    engines = []
 
-    def effects_of(some: Sequence[tuple[str, str]]) -> Float[np.ndarray, "n_pairs n"]:
-        found = path_effects(model, chosen, some, known=(clean_ld, corrupt_ld))
-        engines.append(found.engine)
-        return found.effects
-
-    effects, _ = in_order(ranked, effects_of, least, lambda some: len(some) <= most)
-    low, high = metrics.mean_intervals(effects, seed=seed)
-    return PathEffects(ranked[: effects.shape[1]], effects, effects.mean(axis=0), low, high, clean_ld, engines[-1])
+def takes_gradients(findings: Findings) -> bool:
+    """Whether the method worked out what its heads do from gradients, so that a backward pass is to be had here."""
+    return findings.signed is not None
 
 
 def expected_effects(findings: Findings, verification: Verification) -> Float[np.ndarray, " n_part"]:
@@ -142,7 +139,7 @@ def expected_effects(findings: Findings, verification: Verification) -> Float[np
     scores: Float[np.ndarray, " n_part"] = findings.part_scores.copy()
     place = {part: i for i, part in enumerate(findings.parts)}
     index = [place[part] for part in verification.heads]
-    expected = verification.mean if verification.estimate is None else verification.estimate
+    expected = verification.expected
     square = float(scores[index] @ scores[index])
     scores *= abs(float(expected @ scores[index])) / square if square > 0 else 0.0
     scores[index] = expected
@@ -158,7 +155,8 @@ def edge_rows(paths: PathEffects | None) -> list[dict[str, Any]]:
 
 
 def confirmation(findings: Findings, verification: Verification) -> dict[str, Any]:
-    """Return on how many pairs, by which rule and how far heads were patched, as docs/result-json.md has it.
+    """Return on how many pairs, by which rule and how far heads were patched, and what proposed the paths between them,
+    as docs/result-json.md has it.
 
     ``unreached_share`` is the share of all scores that lies in parts that were not patched: what they could still hold.
     """
@@ -169,6 +167,7 @@ def confirmation(findings: Findings, verification: Verification) -> dict[str, An
         "clean_logit_diff": float(verification.clean_ld.mean()),
         "least_share": SHARE,
         "stopped": verification.stopped,
+        "paths_proposed_by": "gradients" if takes_gradients(findings) else "composition",
         "n_unreached": len(scores) - len(reached),
         "unreached_share": max(0.0, 1 - sum(scores[part] for part in reached) / total) if total > 0 else 0.0,
     }

@@ -27,6 +27,8 @@ class Difference:
             key and value, of MLPs, input or logits: both are then reduced to the pairs of heads that they join.
         node_jaccard, edge_jaccard: Shared over all; None where neither circuit has any.
         score_correlation: Rank correlation of the scores of heads that both scored; None below 3 of them.
+        effects_apart: (head or ``source->destination``, effect in A, effect in B) of what was patched in both and whose
+            95% intervals do not meet, largest difference first.
     """
 
     nodes_both: list[str]
@@ -39,6 +41,7 @@ class Difference:
     node_jaccard: float | None
     edge_jaccard: float | None
     score_correlation: float | None
+    effects_apart: list[tuple[str, float, float]]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -60,6 +63,8 @@ class Difference:
             [
                 f"nodes: Jaccard {shown(self.node_jaccard)}",
                 f"  rank correlation of |score| {shown(self.score_correlation)}",
+                "  effects that differ "
+                + listed([f"{name} {ours:+.2f}/{theirs:+.2f}" for name, ours, theirs in self.effects_apart]),
                 f"  both    {listed(self.nodes_both)}",
                 f"  only A  {listed(self.nodes_only_a)}",
                 f"  only B  {listed(self.nodes_only_b)}",
@@ -106,7 +111,15 @@ def diff(a: Circuit, b: Circuit) -> Difference:
         node_jaccard=_jaccard(nodes_a, nodes_b),
         edge_jaccard=_jaccard(edges_a, edges_b),
         score_correlation=correlation,
+        effects_apart=_effects_apart(a, b),
     )
+
+
+def _effects_apart(a: Circuit, b: Circuit) -> list[tuple[str, float, float]]:
+    both = [(name, row, b.effects[name]) for name, row in a.effects.items() if name in b.effects]
+    apart = [row for row in both if row[1]["low"] > row[2]["high"] or row[2]["low"] > row[1]["high"]]
+    found = [(name, float(ours["effect"]), float(theirs["effect"])) for name, ours, theirs in apart]
+    return sorted(found, key=lambda row: -abs(row[1] - row[2]))
 
 
 def _pairs_of_heads(edges: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

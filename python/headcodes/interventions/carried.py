@@ -1,18 +1,19 @@
-"""Scores of edges between heads from one backward pass, each sender's change carried on through the MLPs.
+"""Scores of edges between heads: what a sender's change does to a later head, and what that does to the answer.
 
-Plain edge attribution (Syed et al. 2023, arXiv 2310.10348) multiplies what a sender writes with the gradient at what a
-receiver reads: it follows the residual stream alone, and misses what reaches the receiver through MLPs in between. Here
-the sender's change is carried through them: with the sender replaced by its activation on the corrupted prompt, all
-other heads held at their clean activations and MLPs computed again, as exact path patching does, the change of the
-stream that enters the receiver's layer is multiplied with the gradient at what the receiver reads. To first order in
-the receiver, exact in everything before it.
+``carried_edges`` takes one backward pass. Plain edge attribution (Syed et al. 2023, arXiv 2310.10348) multiplies what a
+sender writes with the gradient at what a receiver reads: it follows the residual stream alone, misses what reaches the
+receiver through MLPs in between, and takes the receiver's attention to be linear. Here the sender's change is carried
+on exactly as far as the receiver's result: with the sender replaced by its activation on the corrupted prompt, all
+other heads held at their clean activations and MLPs computed again, as path patching does, the receiver works out its
+result with one of query, key and value from that run. The change of the result is multiplied with the gradient at it:
+first order is what follows the receiver alone.
+
+``composed_edges`` takes no gradient: how much of what a sender can write a receiver can read, from the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor
 
 from headcodes.graph import check_heads, head_name
-from headcodes.interventions.reads import Reads, edge_bytes_per_token
-from headcodes.interventions.runs import Batch, Parts, batches, graph_bytes, ready, require_equal_lengths, run
-from headcodes.models.hooks import Edit, edit_input
+from headcodes.interventions.edits import EditPlan
+from headcodes.interventions.runs import batches, graph_bytes, node_bytes_per_token, ready, require_equal_lengths, run
+from headcodes.interventions.walk import run_edited
+from headcodes.models.slots import slot_projection
+from headcodes.models.weights import matrix_of
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -30,9 +33,6 @@ if TYPE_CHECKING:
 
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
-
-# Senders run side by side: few, so that their streams stay small beside the gradients.
-_SENDERS_AT_ONCE = 8
 
 
 def carried_edges(
@@ -47,81 +47,124 @@ def carried_edges(
 
     Returns:
         The edges ``(sender, receiver<slot>)`` and their signed scores in logits, float64, pair by pair: to first order
-        what ``path_effects`` finds. No edges where no two heads lie in different layers.
+        in the receiver's result what ``path_effects`` finds. No edges where no two heads lie in different layers.
 
     Raises:
-        HeadcodesError: prompts of unequal length; a head that the model does not have; a model without a known final
-            norm, or of a family whose query, key and value projections are unknown.
+        HeadcodesError: prompts of unequal length; a head that the model does not have; a family whose query, key and
+            value projections are unknown.
     """
-    check_heads(heads, model.n_layers, model.n_heads)
     require_equal_lengths(tokens, "carrying changes along edges")
-    ordered = sorted(set(heads))
-    senders = [sender for sender in ordered if sender[0] < ordered[-1][0]] if ordered else []
-    receivers = [head for head in ordered if head[0] > ordered[0][0]] if ordered else []
-    edges = [(s, r, slot) for s in senders for r in receivers if s[0] < r[0] for slot in "qkv"]
-    names = [(head_name(*s), f"{head_name(*r)}<{slot}>") for s, r, slot in edges]
+    edges = _edges(model, heads)
     scores = np.zeros((len(tokens), len(edges)))
     if not edges:
-        return names, scores
-    place = {edge: column for column, edge in enumerate(edges)}
-    layers = sorted({layer for layer, _ in receivers})
-    with ready(model), progress("scoring edges", total=len(tokens)) as advance:
-        for batch in batches(tokens, edge_bytes_per_token(model), graph_bytes(model.device)):
-            with torch.no_grad():
-                corrupt = run(model, batch.corrupt, batch)
-            reads = Reads(model)
-            clean = run(model, batch.clean, batch, also=reads.recording())
-            found = torch.autograd.grad(batch.logit_diff(clean.logits).sum(), clean.z, retain_graph=True)
-            gradients = {layer: reads.head_reads(layer, clean.z[layer], found[layer]) for layer in layers}
-            del found
-            for first in range(0, len(senders), _SENDERS_AT_ONCE):
-                some = senders[first : first + _SENDERS_AT_ONCE]
-                for layer, change in _changes(model, batch, clean, corrupt, some, layers).items():
-                    products = torch.einsum("sbtm,hbtm->shb", change, gradients[layer].to(change.device))
-                    table = products.double().cpu().numpy()
-                    here = [receiver for receiver in receivers if receiver[0] == layer]
-                    for (row, sender), receiver, (part, slot) in product(enumerate(some), here, enumerate("qkv")):
-                        if sender[0] < layer:
-                            column = place[sender, receiver, slot]
-                            scores[batch.rows, column] = table[row, part * model.n_heads + receiver[1]]
-            advance(len(batch.rows))
-    return names, scores
+        return [], scores
+    layers = sorted({receiver[0] for _, receiver, _ in edges})
+    rows = sorted({(sender, slot) for sender, _, slot in edges})
+    gradients = _gradients(model, tokens, layers)
+    with progress("scoring edges", total=len(tokens)) as advance:
+        for index, own in enumerate(gradients):
+            found: dict[tuple[tuple[int, int], str, int], Tensor] = {}
+            run_edited(model, tokens.subset([index]), _Carried(rows, own, found), done=lambda _indices, _logits: None)
+            by_row = {key: heads.double().cpu().numpy() for key, heads in found.items()}
+            scores[index] = [by_row[sender, slot, layer][head] for sender, (layer, head), slot in edges]
+            advance(1)
+    return _named(edges), scores
 
 
-def _changes(
-    model: Model,
-    batch: Batch,
-    clean: Parts,
-    corrupt: Parts,
-    senders: Sequence[tuple[int, int]],
-    layers: Sequence[int],
-) -> dict[int, Float[Tensor, "sender batch seq d_model"]]:
-    """Return what the stream that enters some layers loses with each sender corrupted, fp32."""
-    n = len(senders) + 1  # the clean run stands last, so that what it rounds to is taken away too
-    streams: dict[int, Tensor] = {}
+@torch.no_grad()
+def composed_edges(
+    model: Model, heads: Sequence[tuple[int, int]]
+) -> tuple[list[tuple[str, str]], Float[np.ndarray, " n_edge"]]:
+    """Return the edges of ``carried_edges`` and how strongly each composes: ||W_O W|| / (||W_O|| ||W||), Frobenius
+    norms, W_O [d_head, d_model] the sender's output and W [d_model, d_head] what makes the receiver's query, key or
+    value (Elhage et al. 2021, A Mathematical Framework for Transformer Circuits). Norms between the two are left out.
 
-    def held(layer: int) -> Tensor:
-        z: Tensor = clean.z[layer].detach().unflatten(-1, (model.n_heads, -1))
-        rows: Tensor = z.expand(n, *z.shape).clone()
-        for row, (where, head) in enumerate(senders):
-            if where == layer:
-                rows[row, :, :, head] = corrupt.z[layer].unflatten(-1, (model.n_heads, -1))[:, :, head]
-        return rows.flatten(0, 1).flatten(-2)
+    Raises:
+        HeadcodesError: a head that the model does not have, or a family whose query, key and value projections are
+            unknown.
+    """
+    edges = _edges(model, heads)
+    group = model.n_heads // model.n_kv_heads
+    written = {sender: model.W_O[sender[0]][sender[1]].float() for sender, _, _ in edges}
+    read: dict[tuple[tuple[int, int], str], Tensor] = {}
+    for _, receiver, slot in edges:
+        if (receiver, slot) not in read:
+            module, cut = slot_projection(model, receiver[0], slot)
+            place = receiver[1] if slot == "q" else receiver[1] // group
+            read[receiver, slot] = cut(matrix_of(module))[:, place].float()
 
-    def hold(layer: int) -> Edit:
-        return lambda _z: held(layer)
+    def strength(sender: tuple[int, int], receiver: tuple[int, int], slot: str) -> float:
+        ours, theirs = written[sender], read[receiver, slot].to(written[sender].device)
+        return float((ours @ theirs).norm() / (ours.norm() * theirs.norm()).clamp_min(1e-30))
 
-    def note(layer: int) -> Edit:
-        def keep(x: Tensor) -> Tensor:
-            streams[layer] = x.float().unflatten(0, (n, -1))
-            return x
+    return _named(edges), np.array([strength(*edge) for edge in edges])
 
-        return keep
 
-    with ExitStack() as hooks, torch.no_grad():
-        for layer, projection in enumerate(model.projections):
-            hooks.enter_context(edit_input(projection, hold(layer)))
-        for layer in layers:
-            hooks.enter_context(edit_input(model.layers[layer], note(layer)))
-        model.trace(batch.clean.repeat(n, 1))
-    return {layer: stream[-1:] - stream[:-1] for layer, stream in streams.items()}
+_Edge = tuple[tuple[int, int], tuple[int, int], str]
+
+
+def _edges(model: Model, heads: Sequence[tuple[int, int]]) -> list[_Edge]:
+    check_heads(heads, model.n_layers, model.n_heads)
+    ordered = sorted(set(heads))
+    return [(s, r, slot) for s in ordered for r in ordered if s[0] < r[0] for slot in "qkv"]
+
+
+def _named(edges: Sequence[_Edge]) -> list[tuple[str, str]]:
+    return [(head_name(*sender), f"{head_name(*receiver)}<{slot}>") for sender, receiver, slot in edges]
+
+
+def _gradients(
+    model: Model, tokens: TokenPairs, layers: Sequence[int]
+) -> list[dict[int, Float[Tensor, "seq head d_head"]]]:
+    """Return the gradient of each pair's clean logit difference at the heads' results of some layers."""
+    found: list[dict[int, Tensor]] = [{} for _ in range(len(tokens))]
+    with ready(model):
+        for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
+            clean = run(model, batch.clean, batch)
+            wanted = [clean.z[layer] for layer in layers]
+            gradients = torch.autograd.grad(batch.logit_diff(clean.logits).sum(), wanted)
+            for place, row in enumerate(batch.rows):
+                length = int(batch.last[place]) + 1
+                for layer, gradient in zip(layers, gradients, strict=True):
+                    found[row][layer] = gradient[place, :length].unflatten(-1, (model.n_heads, -1)).float()
+    return found
+
+
+class _Carried(EditPlan):
+    """A row for every sender and slot: its head corrupted, all others held at clean. A receiver's result, worked out
+    from the row's own queries, keys or values and the clean run's of the other two, is scored, then put back."""
+
+    def __init__(
+        self,
+        rows: Sequence[tuple[tuple[int, int], str]],
+        gradients: dict[int, Tensor],
+        found: dict[tuple[tuple[int, int], str, int], Tensor],
+    ) -> None:
+        self.rows = list(rows)
+        self.starts = [sender[0] for sender, _ in self.rows]
+        self.gradients = gradients
+        self.found = found
+
+    def edit_heads(self, layer: int, z: Tensor) -> None:
+        later = [row for row, (sender, _) in enumerate(self.rows, start=2) if sender[0] < layer]
+        if later and layer in self.gradients:
+            gradient = self.gradients[layer][-z.shape[2] :].to(z.device)
+            scores = torch.einsum("rpshd,shd->rh", (z[:1] - z[later]).float(), gradient)
+            for row, score in zip(later, scores, strict=True):
+                self.found[(*self.rows[row - 2], layer)] = score
+        for row, (sender, _) in enumerate(self.rows, start=2):
+            if sender[0] <= layer:
+                z[row] = z[0]
+                if sender[0] == layer:
+                    z[row, :, :, sender[1]] = z[1, :, :, sender[1]]
+
+    def slots(self, layer: int) -> str:
+        return "qkv" if layer in self.gradients and self.starts[0] < layer else ""
+
+    def edit_slot(self, layer: int, slot: str, values: Tensor) -> None:
+        for row, (sender, own) in enumerate(self.rows, start=2):
+            if sender[0] < layer and own != slot:
+                values[row] = values[0]
+
+    def part(self, rows: slice) -> EditPlan:
+        return _Carried(self.rows[rows], self.gradients, self.found)

@@ -244,10 +244,11 @@ def patch_effects(
     engine: Engine,
     memory_bytes: int,
     metric: Metric = "logit-diff",
+    prepared: dict[tuple[int, ...], Any] | None = None,
 ) -> tuple[Float[np.ndarray, "n_pairs n_part"], EngineUsed | None]:
     """Return L(clean) - L(part patched) for every pair and part, parts in the order given, L being a metric.
 
-    And the engine that ran; None where the cache held all effects.
+    And the engine that ran; None where the cache held all effects. ``prepared``: see ``run_edited``; without the cache.
     """
     if metric != "logit-diff":
         components = f"{components} {metric}"  # other effects, under another name in the cache
@@ -271,7 +272,14 @@ def patch_effects(
 
         whole = whole_vocabulary(metric)
         used = run_edited(
-            model, todo, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=whole
+            model,
+            todo,
+            plan,
+            done=done,
+            engine=engine,
+            memory_bytes=memory_bytes,
+            whole_vocabulary=whole,
+            prepared=prepared,
         )
     return effects, used
 

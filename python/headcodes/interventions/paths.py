@@ -55,9 +55,8 @@ class PathEffects:
     engine: EngineUsed | None = None
 
     def confirmed(self, share: float = 0.01) -> list[tuple[str, str]]:
-        """Return the edges whose interval excludes 0 and whose |mean| is at least ``share`` of the clean logit
-        difference."""
-        passed = confirmed(self.mean, self.low, self.high, share * float(self.clean_ld.mean()))
+        """Return the edges that ``verify.confirmed`` lets pass from ``share`` of the clean logit difference on."""
+        passed = confirmed(self.effects, self.low, self.high, share * float(self.clean_ld.mean()))
         return [edge for edge, is_confirmed in zip(self.edges, passed, strict=True) if is_confirmed]
 
     def as_rows(self) -> list[dict[str, Any]]:

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 # A head counts from this share of the clean logit difference on.
 SHARE = 0.05
-# Patching in rank order stops once so many in a row stay below it; so many are patched in any case.
+# Patching in rank order stops once so many in a row are not confirmed; so many are patched in any case.
 QUIET = 10
 AT_LEAST = 10
-_AT_FIRST, _AT_ONCE = 16, 10
+_AT_ONCE = 12
 
 T = TypeVar("T")
 
@@ -42,9 +42,10 @@ class Verification:
         mean, low, high: [n_head]; the interval is of the mean.
         clean_ld, corrupt_ld: [n_pairs].
         n_answered, n_given: As in ``CausalTruth``.
-        stopped: why no more heads were patched: "asked" (these were asked for), "quiet" (ten in a row below 5% of the
-            clean logit difference), "budget", or "all" (no head with a score is left).
+        stopped: why no more heads were patched: "asked" (these were asked for), "quiet" (ten in a row not confirmed),
+            "budget", or "all" (no head with a score is left).
         estimate: [n_head] the effects to be expected on other prompts (``shrunk``); None where nothing was proposed.
+        estimate_error: [n_head] half of the 95% interval of each estimate.
         engine: Which engine patched, and why.
     """
 
@@ -59,11 +60,16 @@ class Verification:
     n_given: int
     stopped: str = "asked"
     estimate: Float[np.ndarray, " n_head"] | None = None
+    estimate_error: Float[np.ndarray, " n_head"] | None = None
     engine: EngineUsed | None = None
 
+    @property
+    def expected(self) -> Float[np.ndarray, " n_head"]:
+        """Effect to be expected of every patched head on other prompts: the estimate, else the exact mean."""
+        return self.mean if self.estimate is None else self.estimate
+
     def confirmed(self, share: float = SHARE) -> list[Part]:
-        """Return the heads (and MLPs) whose interval excludes 0 and whose |mean| is at least ``share`` of the clean
-        LD."""
+        """Return the heads (and MLPs) that ``confirmed`` lets pass from ``share`` of the clean logit difference on."""
         rows = zip(self.heads, self._confirmed(share), strict=True)
         return [head for head, confirmed in rows if confirmed]
 
@@ -73,28 +79,39 @@ class Verification:
         return [(layer, head) for layer, head in self.confirmed() if head is not None]
 
     def _confirmed(self, share: float) -> list[bool]:
-        return confirmed(self.mean, self.low, self.high, share * float(self.clean_ld.mean()))
+        return confirmed(self.effects, self.low, self.high, share * float(self.clean_ld.mean()))
 
     def as_rows(self) -> list[dict[str, Any]]:
-        """Return one dict a head: name, effect, low, high, estimate where there is one, and whether it is confirmed."""
-        estimates = [None] * len(self.heads) if self.estimate is None else self.estimate.tolist()
+        """Return one dict a head: name, effect, low, high, the estimate and its interval where there is one, and
+        whether the head is confirmed."""
+        estimates: list[dict[str, float]] = [{} for _ in self.heads]
+        if self.estimate is not None and self.estimate_error is not None:
+            estimates = [
+                {"estimate": estimate, "estimate_low": estimate - error, "estimate_high": estimate + error}
+                for estimate, error in zip(self.estimate.tolist(), self.estimate_error.tolist(), strict=True)
+            ]
         rows = zip(self.heads, self.mean, self.low, self.high, estimates, self._confirmed(SHARE), strict=True)
         return [
             {"head": part_name(*head), "effect": float(mean), "low": float(low), "high": float(high)}
-            | ({} if estimate is None else {"estimate": estimate})
+            | estimate
             | {"confirmed": is_confirmed}
             for head, mean, low, high, estimate, is_confirmed in rows
         ]
 
 
-def confirmed(mean: ArrayLike, low: ArrayLike, high: ArrayLike, least: float) -> list[bool]:
-    """Say of every effect whether its interval excludes 0 and its size is at least ``least``.
+def confirmed(
+    effects: Float[np.ndarray, "n_pairs n"], low: Float[np.ndarray, " n"], high: Float[np.ndarray, " n"], least: float
+) -> list[bool]:
+    """Say of every part whether it surely has an effect, which may on average be as large as ``least``.
 
-    With intervals of 95%, at most about 5% of parts without any effect pass the first condition, and of these only the
-    ones whose mean happens to be as large as the second asks for.
+    Two conditions: the interval of its mean effect excludes 0, or single answers change by at least ``least`` on
+    average (mean magnitude: the part helps on some prompts and hinders on others); and the interval reaches as far as
+    ``least``. With intervals of 95%, at most about 5% of parts without any effect pass the first by chance, and at most
+    about 2.5% of parts whose mean effect is ``least`` or more fail the second.
     """
-    rows = zip(np.asarray(mean).tolist(), np.asarray(low).tolist(), np.asarray(high).tolist(), strict=True)
-    return [(lo > 0 or hi < 0) and abs(m) >= least for m, lo, hi in rows]
+    sure = (low > 0) | (high < 0) | (np.abs(effects).mean(axis=0) >= least)
+    may_be: list[bool] = (sure & (np.maximum(-low, high) >= least)).tolist()
+    return may_be
 
 
 def in_order(
@@ -103,13 +120,18 @@ def in_order(
     least: float,
     affordable: Callable[[Sequence[T]], bool],
     at_least: int = AT_LEAST,
+    seed: int = 0,
 ) -> tuple[Float[np.ndarray, "n_pairs n_part"], str]:
-    """Patch parts in their order, some at a time, until ``QUIET`` in a row stay below ``least`` in mean size.
+    """Patch parts in their order, some at a time, until ``QUIET`` in a row are not ``confirmed`` from ``least`` on.
+
+    If a share q of the parts that follow would be confirmed, so many in a row are not with probability (1 - q)^10: it
+    stops too early by chance in 5% of cases where q is a quarter.
 
     Args:
         effects_of: effects [n_pairs, n] of some parts.
         affordable: whether all these parts may be patched; asked beyond the first ones.
         at_least: how many are patched in any case.
+        seed: of the bootstrap.
 
     Returns:
         Effects of the parts that were reached, the first ones, and why it stopped: "quiet", "budget" or "all".
@@ -117,15 +139,15 @@ def in_order(
     found: list[Float[np.ndarray, "n_pairs n"]] = []
     reached, quiet = 0, 0
     while reached < len(parts):
-        upto = min(reached + (_AT_ONCE if reached else max(_AT_FIRST, at_least)), len(parts))
+        upto = min(max(reached + _AT_ONCE, at_least), len(parts))
         while upto > max(reached, at_least) and not affordable(parts[:upto]):
             upto -= 1
         if upto == reached:
             return np.concatenate(found, axis=1), "budget"
         found.append(effects_of(parts[reached:upto]))
         reached = upto
-        for size in np.abs(found[-1].mean(axis=0)):
-            quiet = 0 if size >= least else quiet + 1
+        for is_confirmed in confirmed(found[-1], *metrics.mean_intervals(found[-1], seed=seed), least):
+            quiet = 0 if is_confirmed else quiet + 1
             if quiet >= QUIET and reached >= at_least:
                 return np.concatenate(found, axis=1), "quiet"
     return np.concatenate(found, axis=1), "all"
@@ -133,27 +155,38 @@ def in_order(
 
 def shrunk(
     effects: Float[np.ndarray, "n_pairs n_head"], proposed: Float[np.ndarray, " n_head"], signed: bool
-) -> Float[np.ndarray, " n_head"]:
-    """Return the effects to be expected on other prompts: exact means, shrunk towards what the proposal predicts.
+) -> tuple[Float[np.ndarray, " n_head"], Float[np.ndarray, " n_head"]]:
+    """Return the effects to be expected on other prompts, exact means shrunk towards what the proposal predicts, and
+    half of each one's 95% interval.
 
-    Empirical Bayes over the patched heads: with e the exact means, s^2 their sampling variances and b p the proposal
+    Empirical Bayes over the k patched heads: with e the exact means, s^2 their sampling variances and b p the proposal
     scaled by least squares through 0, tau^2 = max(0, mean((e - b p)^2 - s^2)) is how far the proposal is off, and the
-    estimate is w e + (1 - w) b p, w = tau^2 / (tau^2 + s^2). Its bias is (1 - w)(b p - true effect).
+    estimate is w e + (1 - w) b p, w = tau^2 / (tau^2 + s^2). Its bias is (1 - w)(b p - true effect). Its variance is
+    s^2 (1 - (1 - w)(k - 1)/k) + 2/(k - 3) (1 - w)^2 (e - b p)^2, the second term for what is not known of tau (Morris
+    1983, Parametric Empirical Bayes Inference, JASA 78); the interval is two-sided by Student's t of n_pairs - 1.
 
     Args:
         signed: whether ``proposed`` has signs; else those of the exact means are taken.
     """
+    from scipy.special import stdtrit
+
     exact: Float[np.ndarray, " n_head"] = effects.mean(axis=0)
-    if len(effects) < 2 or effects.shape[1] < 3:
-        return exact
+    n_pairs, n_heads = effects.shape
+    if n_pairs < 2:
+        return exact, np.full_like(exact, np.inf)
+    variance = effects.var(axis=0, ddof=1) / n_pairs
+    quantile = float(stdtrit(n_pairs - 1, 0.975))
+    if n_heads < 4:
+        return exact, quantile * np.sqrt(variance)
     foretold = proposed if signed else np.sign(exact) * proposed
     square = float(foretold @ foretold)
     scaled = foretold * (float(exact @ foretold) / square if square > 0 else 0.0)
-    variance = effects.var(axis=0, ddof=1) / len(effects)
     off = max(0.0, float(((exact - scaled) ** 2 - variance).mean()))
     weight = np.divide(off, off + variance, out=np.ones_like(variance), where=off + variance > 0)
-    estimate: Float[np.ndarray, " n_head"] = weight * exact + (1 - weight) * scaled
-    return estimate
+    estimate = weight * exact + (1 - weight) * scaled
+    spread = variance * (1 - (1 - weight) * (n_heads - 1) / n_heads)
+    spread += 2 / (n_heads - 3) * (1 - weight) ** 2 * (exact - scaled) ** 2
+    return estimate, quantile * np.sqrt(spread)
 
 
 def verify_in_order(
@@ -169,9 +202,7 @@ def verify_in_order(
     known: tuple[ArrayLike, ArrayLike] | None = None,
     seed: int = 0,
 ) -> Verification:
-    """Patch ``heads`` in their order until ten in a row lie below 5% of the clean logit difference.
-
-    A head is confirmed where its mean effect is at least that large and its 95% interval over prompts excludes 0.
+    """Patch ``heads`` in their order until ten in a row are not ``confirmed`` from 5% of the clean logit difference on.
 
     Args:
         proposed: the proposal's own score of each head, for the estimate. signed: whether it has a sign.
@@ -192,15 +223,19 @@ def verify_in_order(
         return n_tokens * sum(model.n_layers - layer for layer, _ in some) <= budget
 
     engines: list[EngineUsed | None] = []
+    prepared: dict[tuple[int, ...], Any] = {}
 
     def effects_of(some: Sequence[Part]) -> Float[np.ndarray, "n_pairs n"]:
-        found, used = patch_effects(model, chosen, list(some), "heads", False, False, "auto", DEFAULT_SWEEP_BYTES)
+        found, used = patch_effects(
+            model, chosen, list(some), "heads", False, False, "auto", DEFAULT_SWEEP_BYTES, prepared=prepared
+        )
         engines.append(used)
         return found
 
-    effects, stopped = in_order(heads, effects_of, SHARE * float(clean_ld.mean()), affordable, at_least)
+    effects, stopped = in_order(heads, effects_of, SHARE * float(clean_ld.mean()), affordable, at_least, seed)
     n_reached = effects.shape[1]
     low, high = metrics.mean_intervals(effects, seed=seed)
+    estimate, error = shrunk(effects, np.asarray(proposed)[:n_reached], signed)
     return Verification(
         heads=list(heads[:n_reached]),
         effects=effects,
@@ -213,7 +248,8 @@ def verify_in_order(
         n_given=n_given,
         engine=engines[-1],
         stopped=stopped,
-        estimate=shrunk(effects, np.asarray(proposed)[:n_reached], signed),
+        estimate=estimate,
+        estimate_error=error,
     )
 
 

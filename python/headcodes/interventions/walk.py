@@ -72,6 +72,7 @@ def run_edited(
     memory_bytes: int = DEFAULT_SWEEP_BYTES,
     splits: bool = True,
     whole_vocabulary: bool = False,
+    prepared: dict[tuple[int, ...], _Batch] | None = None,
 ) -> EngineUsed:
     """Run ``plan`` on every pair and hand over the answers' logits, a few pairs at a time.
 
@@ -86,6 +87,7 @@ def run_edited(
         memory_bytes: Bound on the working memory of one batch, beside the weights.
         splits: Whether edited rows may be run in several batches.
         whole_vocabulary: Hand over the logits of all tokens instead.
+        prepared: Batches by their indices, from earlier calls with the same model and tokens; this call's are added.
 
     Returns:
         Which engine ran, and why.
@@ -120,7 +122,11 @@ def run_edited(
                 n_split = max(1, budget // (suffix * len(indices)) - 2) if splits else n_rows
                 logits: list[list[Tensor]] = [[] for _ in indices]
                 start = 0 if plan.whole_prompt else group.start
-                batch = _Batch(model, tokens.subset(indices), start, whole_vocabulary)
+                batch = (prepared or {}).get(tuple(indices))
+                if batch is None:
+                    batch = _Batch(model, tokens.subset(indices), start, whole_vocabulary)
+                if prepared is not None:
+                    prepared[tuple(indices)] = batch
                 for row in range(0, max(n_rows, 1), n_split):
                     part = plan.part(slice(row, row + n_split)) if splits and n_rows > n_split else plan
                     rows = None

@@ -30,7 +30,7 @@ METHODS: dict[str, Method] = {
         ),
         Method(
             "attribution",
-            "EAP's products pair by pair, clipped at each head's .9 quantile: |mean| + mean magnitude; with codes",
+            "EAP's products pair by pair, none for more than a logit: |mean| + mean magnitude; with codes",
             f"headcodes, after Syed et al. 2023, arXiv 2310.10348, with codes after {_ONEILL}",
             "backward",
             ("node", "edge"),

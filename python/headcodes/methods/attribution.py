@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
 
-# A first-order product is far too large in a few pairs in which attention is saturated; beyond this quantile of its
-# head's magnitudes it counts no more than at it. Chosen on ioi, greater-than and planted models.
-CLIP_QUANTILE = 0.9
-
 
 class GradientError(HeadcodesError):
     """Gradients cannot be had for these prompts, by this model, on this machine: what was got says why."""
@@ -57,7 +53,7 @@ class GradientError(HeadcodesError):
 
 
 def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
-    """Score a head by |mean over pairs of c| + mean over pairs of |c|, c its products clipped at their .9 quantile.
+    """Score a head by |mean over pairs of c| + mean over pairs of |c|, c = tanh(p / 1 logit) of its products p.
 
     The second term keeps heads that help some prompts and hinder others, and cancel out in the first. ``signed`` is
     the mean product as it is: to first order the logit difference lost when the head is patched. MLPs, where they are
@@ -107,10 +103,13 @@ class Products:
 
 
 def robust(products: Float[Tensor, "n_pairs n"]) -> Float[Tensor, " n"]:
-    """Return |mean| + mean magnitude over pairs of products clipped at the .9 quantile of each column's magnitudes."""
-    limit = products.abs().quantile(CLIP_QUANTILE, dim=0)
-    clipped = products.clamp(-limit, limit)
-    return clipped.mean(0).abs() + clipped.abs().mean(0)
+    """Return |mean| + mean magnitude over pairs of tanh(products / 1 logit).
+
+    A first-order product is far too large in a few pairs, in which attention is saturated: none counts for more than a
+    logit. Chosen on ioi, greater-than and planted models (docs/recipe.md).
+    """
+    bounded = products.tanh()
+    return bounded.mean(0).abs() + bounded.abs().mean(0)
 
 
 def _products(inputs: Inputs, tokens: TokenPairs) -> Products:

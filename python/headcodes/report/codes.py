@@ -76,17 +76,19 @@ _PER_PAIR = {
 
 
 def edge_values(run: RunRecord) -> dict[str, dict[tuple[str, str], float | None]]:
-    """Return what is known of each chosen edge between heads beside its score: tests, agreement of seeds.
+    """Return what is known of each chosen edge between heads beside its score: tests, agreement of seeds, interval.
 
     None where an edge has no such number: q is taken over pairs of heads that passed their own test.
     """
     index = {f"a{layer}.h{head}": layer * run.circuit.n_heads + head for layer, head in run.circuit.heads}
     places = {edge: (index[edge[0]], index[edge[1]]) for edge in run.circuit.edges if set(edge) <= index.keys()}
     known = {label: run.arrays[name] for name, label in _PER_PAIR.items() if name in run.arrays}
+    rows = {edge: row for edge in run.circuit.edges if (row := run.circuit.effects.get("->".join(edge))) is not None}
+    intervals = {"95% from": "low", "95% to": "high"} if rows else {}
     return {
         label: {edge: float(array[at]) if np.isfinite(array[at]) else None for edge, at in places.items()}
         for label, array in known.items()
-    }
+    } | {label: {edge: float(row[name]) for edge, row in rows.items()} for label, name in intervals.items()}
 
 
 def edge_notes(run: RunRecord) -> dict[tuple[str, str], str]:
@@ -99,7 +101,9 @@ def edge_notes(run: RunRecord) -> dict[tuple[str, str], str]:
         if not set(edge) <= names.keys():
             continue
         lines = [
-            f"{what}: {'not taken' if (value := its[edge]) is None else number(value)}" for what, its in values.items()
+            f"{what}: {'not taken' if (value := its[edge]) is None else number(value)}"
+            for what, its in values.items()
+            if edge in its
         ]
         if sides is not None:
             codes, clean, corrupt = sides

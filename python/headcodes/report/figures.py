@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headcodes.circuit.circuit import Circuit
-from headcodes.graph import parse_head
-from headcodes.report.layout import Point, layout
+from headcodes.graph import parse_head, split_slot
+from headcodes.report.layout import Edge, Point, layout
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -38,6 +39,12 @@ DIVERGING = (
 CATEGORIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 EDGE = "#8a8f98"
 _N_EDGE_WIDTHS = 4
+# What an edge enters: its name in the legend, its colour, and how far its line lies beside those of the other two.
+_SLOTS = {
+    "q": ("into the query", CATEGORIES[0], -0.08),
+    "k": ("into the key", CATEGORIES[1], 0.0),
+    "v": ("into the value", CATEGORIES[2], 0.08),
+}
 
 # Direction marks reorder what follows them, control characters show as nothing: both are written out.
 _INVISIBLE = re.compile("[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
@@ -139,31 +146,20 @@ def circuit_figure(
 ) -> Figure:
     """Draw a circuit as a layered graph, data flowing from left to right; ``headcodes.report.layout`` places it.
 
-    Colour: a node's score. Width: an edge's score, in four steps. Notes are shown on hovering, below the scores;
-    they are taken as they are, so pass foreign text through ``plain`` first.
+    Colour: a node's score or effect; of an edge, whether it enters a query, key or value. Width: the size of an edge's
+    score or effect, in four steps; dotted where the effect is negative. Paths that were patched and not confirmed are
+    drawn faint, the largest ones, as many as are confirmed. Notes are shown on hovering, below the numbers; they are
+    taken as they are, so pass foreign text through ``plain`` first.
     """
     node_notes, edge_notes = node_notes or {}, edge_notes or {}
-    placed = layout(circuit)
+    faint = _unconfirmed(circuit)
+    drawn = replace(circuit, edges=(*circuit.edges, *faint))
+    placed = layout(drawn)
     places = placed.nodes
     names = list(dict.fromkeys([*circuit.nodes, *places]))  # the order in which arrow keys walk: best first
     scores = np.array([circuit.node_scores.get(name, math.nan) for name in names])
-    data: list[Figure] = []
-    weights = np.array([abs(circuit.edge_scores.get(edge, 1.0)) for edge in circuit.edges])
-    steps = _steps(weights, _N_EDGE_WIDTHS)
-    lines = [_curve(placed.edges[edge]) for edge in circuit.edges]
-    for step in range(_N_EDGE_WIDTHS):
-        x: list[float | None] = []
-        y: list[float | None] = []
-        for (its_x, its_y), its_step in zip(lines, steps, strict=True):
-            if its_step == step:
-                x += [*its_x, None]
-                y += [*its_y, None]
-        if x:
-            line = {"color": EDGE, "width": 1 + step}
-            data.append(
-                {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": line, "opacity": 0.6 + 0.1 * step}
-                | {"hoverinfo": "skip"}
-            )
+    lines = [_beside(_curve(placed.edges[edge]), edge) for edge in drawn.edges]
+    data = _edge_lines(drawn, len(circuit.edges), lines)
     if lines:
         marks = _marks(lines)
         data.append(
@@ -174,11 +170,12 @@ def circuit_figure(
                 "y": [y for _, y in marks],
                 "marker": {"size": 7, "symbol": "diamond", "color": EDGE},
                 "hovertext": [
-                    _lines(f"<b>{source} → {destination}</b>", _scored(circuit.edge_scores.get((source, destination))))
-                    + edge_notes.get((source, destination), "")
-                    for source, destination in circuit.edges
+                    f"<b>{plain(f'{source} → {target}')}</b><br>{_worth(circuit, (source, target))}"
+                    + edge_notes.get((source, target), "")
+                    for source, target in drawn.edges
                 ],
                 "hoverinfo": "text",
+                "showlegend": False,
             }
         )
     finite = scores[np.isfinite(scores)]
@@ -200,15 +197,17 @@ def circuit_figure(
                 "cmin": -reach if signed else 0.0,
                 "cmax": reach or 1.0,
                 "showscale": True,
-                "colorbar": {"title": {"text": "score", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+                "colorbar": {
+                    "title": {"text": "effect" if circuit.effects else "score", "side": "right"},
+                    "thickness": 12,
+                    "outlinewidth": 0,
+                },
                 "line": {"width": 1.5, "color": EDGE},
             },
             "customdata": names,
-            "hovertext": [
-                _lines(f"<b>{name}</b>", _scored(circuit.node_scores.get(name))) + node_notes.get(name, "")
-                for name in names
-            ],
+            "hovertext": [f"<b>{name}</b><br>{_worth(circuit, name)}" + node_notes.get(name, "") for name in names],
             "hoverinfo": "text",
+            "showlegend": False,
         }
     )
     rows = [y for _, y in places.values()] + [y for line in placed.edges.values() for _, y in line] or [0.0]
@@ -228,11 +227,55 @@ def circuit_figure(
             },
             "yaxis": {**numbers, "range": [max(rows) + 0.8, min(rows) - 0.9], **_BARE},
             "height": int(min(760, max(320, 120 + 46 * (max(rows) - min(rows) + 1)))),
-            "showlegend": False,
+            "showlegend": any("name" in trace for trace in data),
+            "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
             "hovermode": "closest",
             "margin": {"l": 48, "r": 10, "t": 16, "b": 44},
         },
     }
+
+
+def _unconfirmed(circuit: Circuit) -> list[Edge]:
+    """Return the patched paths of largest effect that are not confirmed, as many as are, between chosen parts."""
+    quiet = [name for name, row in circuit.effects.items() if "->" in name and not row.get("confirmed")]
+    quiet.sort(key=lambda name: -abs(circuit.effects[name]["effect"]))
+    edges = [(source, target) for source, _, target in (name.partition("->") for name in quiet)]
+    inside = [edge for edge in edges if {edge[0], split_slot(edge[1])[0]} <= set(circuit.nodes)]
+    return inside[: len(circuit.edges)]
+
+
+def _beside(line: tuple[list[float], list[float]], edge: Edge) -> tuple[list[float], list[float]]:
+    """Move a line into a query or a value off that into the key, which joins the same two heads."""
+    shift = _SLOTS[slot][2] if (slot := split_slot(edge[1])[1]) else 0.0
+    return line[0], [y + shift for y in line[1]]
+
+
+def _edge_lines(circuit: Circuit, n_confirmed: int, lines: Sequence[tuple[list[float], list[float]]]) -> list[Figure]:
+    """Return the lines of edges, those of one look as one, and the legend's entries; faint from ``n_confirmed`` on."""
+    weights = np.array([abs(circuit.edge_scores.get(edge, 1.0)) for edge in circuit.edges])
+    steps = _steps(weights, _N_EDGE_WIDTHS)
+    looks: dict[tuple[str | None, bool, bool, int], tuple[list[float | None], list[float | None]]] = {}
+    for place, (edge, (x, y), step) in enumerate(zip(circuit.edges, lines, steps, strict=True)):
+        negative = circuit.effects.get("->".join(edge), {}).get("effect", 0.0) < 0
+        look = split_slot(edge[1])[1], negative, place >= n_confirmed, step
+        its_x, its_y = looks.setdefault(look, ([], []))
+        its_x += [*x, None]
+        its_y += [*y, None]
+    data: list[Figure] = []
+    for (slot, negative, faint, step), (xs, ys) in sorted(looks.items(), key=lambda item: (*map(str, item[0]),)):
+        color = EDGE if slot is None else _SLOTS[slot][1]
+        line = {"color": color, "width": 1 + step, "dash": "dot" if negative else "solid"}
+        trace = {"type": "scatter", "mode": "lines", "x": xs, "y": ys, "line": line, "hoverinfo": "skip"}
+        data.append(trace | {"opacity": 0.15 if faint else 0.6 + 0.1 * step, "showlegend": False})
+    entries = [
+        (name, {"color": color, "width": 3}, 1.0)
+        for slot, (name, color, _) in _SLOTS.items()
+        if slot in {k[0] for k in looks}
+    ]
+    entries += [("negative effect", {"color": EDGE, "width": 3, "dash": "dot"}, 1.0)] * any(look[1] for look in looks)
+    entries += [("patched, not confirmed", {"color": EDGE, "width": 3}, 0.3)] * any(look[2] for look in looks)
+    legend = {"type": "scatter", "mode": "lines", "x": [None], "y": [None], "hoverinfo": "skip"}
+    return data + [legend | {"name": name, "line": line, "opacity": opacity} for name, line, opacity in entries]
 
 
 def _text_positions(places: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -288,12 +331,14 @@ def _steps(weights: np.ndarray, n: int) -> list[int]:
     return [min(int(one * n), n - 1) for one in share]
 
 
-def _scored(score: float | None) -> str:
+def _worth(circuit: Circuit, part: str | Edge) -> str:
+    """Return a part's effect with its interval where it was patched, else its score."""
+    row = circuit.effects.get(part if isinstance(part, str) else "->".join(part))
+    if row is not None:
+        off = "" if row.get("confirmed", True) else ", not confirmed"
+        return f"effect {row['effect']:+.3g} ({row['low']:+.3g} to {row['high']:+.3g}){off}"
+    score = circuit.node_scores.get(part) if isinstance(part, str) else circuit.edge_scores.get(part)
     return "no score" if score is None else f"score {number(score)}"
-
-
-def _lines(*lines: str) -> str:
-    return "<br>".join(lines)
 
 
 def number(value: float) -> str:

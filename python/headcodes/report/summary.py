@@ -110,6 +110,7 @@ def run_summary(run: RunRecord) -> dict[str, Any]:
             {
                 "name": name,
                 "values": _values_of(run, name, values),
+                "codes": _codes_used(document, name),
                 "unique": int(unique[head[0] * run.circuit.n_heads + head[1]])
                 if unique is not None and (head := parse_head(name)) is not None
                 else None,
@@ -142,6 +143,15 @@ def _values_of(run: RunRecord, name: str, values: Mapping[str, np.ndarray]) -> d
     exact = {row["head"]: row["effect"] for row in run.document.get("verification") or []}
     known = {"score": run.circuit.node_scores.get(name), "exact effect": exact.get(name)}
     return {what: _finite(known.get(what)) for what in values}
+
+
+def _codes_used(document: Mapping[str, Any], name: str) -> list[str] | None:
+    """Return a confirmed head's commonest codes on clean and on corrupted prompts; None where there are none."""
+    used = (document.get("codes_used") or {}).get(name)
+    if used is None:
+        return None
+    sides = ([(code, share) for code, share in used[side]] for side in ("clean", "corrupt"))
+    return [", ".join(f"{'none' if code < 0 else code} ({share:.0%})" for code, share in side) for side in sides]
 
 
 def _absent(run: RunRecord) -> list[tuple[str, str | None]]:

@@ -241,12 +241,28 @@ def test_diff() -> None:
     assert found.score_correlation == pytest.approx(1)
     assert "only B  a0.h1" in found.as_text()
     json.dumps(found.as_dict(), allow_nan=False)
+    assert found.effects_apart == []
     same = diff(a, a)
     assert (same.node_jaccard, same.edge_jaccard, same.nodes_only_a, same.edges_only_b) == (1, 1, [], [])
     empty = Circuit(n_layers=2, n_heads=2, nodes=())
     assert (diff(empty, empty).node_jaccard, diff(empty, empty).score_correlation) == (None, None)
     with pytest.raises(HeadcodesError, match="one shape"):
         diff(a, Circuit(n_layers=2, n_heads=3, nodes=()))
+
+
+def test_diff_says_which_exact_effects_differ() -> None:
+    def patched(**effects: tuple[float, float, float]) -> Circuit:
+        rows = {
+            name.replace("_", "."): {"effect": effect, "low": low, "high": high, "confirmed": True}
+            for name, (effect, low, high) in effects.items()
+        }
+        return Circuit(n_layers=2, n_heads=2, nodes=("a0.h0",), effects=rows)
+
+    a = patched(a0_h0=(1.0, 0.8, 1.2), a0_h1=(1.0, 0.8, 1.2), a1_h0=(2.0, 1.5, 2.5), a1_h1=(1.0, 0.9, 1.1))
+    b = patched(a0_h0=(1.3, 1.1, 1.5), a0_h1=(0.5, 0.4, 0.6), a1_h0=(-2.0, -3.0, -1.0))
+    found = diff(a, b)
+    assert found.effects_apart == [("a1.h0", 2.0, -2.0), ("a0.h1", 1.0, 0.5)]
+    assert "effects that differ a1.h0 +2.00/-2.00 a0.h1 +1.00/+0.50" in found.as_text()
 
 
 def test_diff_of_pairs_and_of_a_graph_with_slots_is_of_the_pairs_that_both_join() -> None:

@@ -16,7 +16,7 @@ from headcodes.activations import cache as activation_cache
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.interventions import patch as patching
 from headcodes.interventions import verify as verifying
-from headcodes.interventions.carried import carried_edges
+from headcodes.interventions.carried import carried_edges, composed_edges
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.paths import path_effects
 from headcodes.interventions.verify import verify
@@ -290,20 +290,21 @@ def test_a_verification_asks_only_for_what_is_not_known(tiny_model: Any, monkeyp
     np.testing.assert_allclose(told.effects[[0, 1, 2]], asked.effects[[0, 2, 3]], **CLOSE)
 
 
-def test_confirmed_heads_have_an_interval_off_zero_and_some_size() -> None:
+def test_confirmed_heads_surely_have_an_effect_and_maybe_some_size() -> None:
     found = verifying.Verification(
-        heads=[(0, 0), (0, 1), (0, 2), (0, 3)],
-        effects=np.zeros((2, 4)),
-        mean=np.array([1.0, -1.0, 1.0, 0.4]),
-        low=np.array([0.5, -2.0, -0.1, 0.3]),
-        high=np.array([2.0, -0.5, 2.0, 0.5]),
+        heads=[(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)],
+        effects=(effects := np.array([[1.0, -1.0, 0.3, 0.3, 3.0, 0.3], [1.0, -1.0, 0.1, 0.3, -2.0, 0.5]])),
+        mean=effects.mean(axis=0),
+        low=np.array([0.5, -2.0, -0.1, 0.3, -2.0, 0.3]),
+        high=np.array([2.0, -0.5, 0.9, 0.4, 3.0, 0.6]),
         clean_ld=np.array([9.0, 11.0]),
         corrupt_ld=np.zeros(2),
         n_answered=2,
         n_given=2,
     )
-    assert found.confirmed() == [(0, 0), (0, 1)]
-    assert found.confirmed(0.01) == [(0, 0), (0, 1), (0, 3)]
+    # 5% of 10 is half a logit. (0, 2) may have none, (0, 3) surely has less; (1, 0) changes sign from prompt to prompt.
+    assert found.confirmed() == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert found.confirmed(0.01) == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
 
 
 def plain_path(
@@ -465,31 +466,39 @@ def test_paths_have_intervals_and_names(tiny_model: Any) -> None:
 def slope(
     model: Model, tokens: TokenPairs, index: int, sender: tuple[int, int], receiver: tuple[int, int], slot: str
 ) -> float:
-    """How steeply LD falls as one head's query, key or value goes towards that of the sender's run, by a central
-    difference and plain hooks; every head has keys and values of its own."""
+    """How steeply LD falls as one head's result goes towards what it is with its query, key or value from the sender's
+    run, by a central difference and plain hooks; every head has keys and values of its own."""
     clean, corrupt = (seen(model, ids, model.projections) for ids in (tokens.clean[index], tokens.corrupt[index]))
     held = [z.clone() for z in clean]
     cut = slice(sender[1] * model.d_head, (sender[1] + 1) * model.d_head)
     held[sender[0]][..., cut] = corrupt[sender[0]][..., cut]
-    layer = model.layers[receiver[0]]
-    streams: list[torch.Tensor] = []
-    for zs in (clean, held):
-        edits: dict[Any, Any] = {part: (lambda _x, z=z: z) for part, z in zip(model.projections, zs, strict=True)}
-        edits[layer] = lambda x: (streams.append(x.clone()), x)[1]
-        plain_ld(model, tokens, index, tokens.clean[index], edits)
+    layer, projection = model.layers[receiver[0]], model.projections[receiver[0]]
+    kept: list[torch.Tensor] = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept.append(x.clone())
+        return x
+
+    edits: dict[Any, Any] = {part: (lambda _x, z=z: z) for part, z in zip(model.projections, held, strict=True)}
+    plain_ld(model, tokens, index, tokens.clean[index], edits | {layer: keep})
     module = getattr(model.attention(receiver[0]), f"{slot}_proj")
-    norm = layer.input_layernorm
+    with torch.no_grad():
+        moved = module(layer.input_layernorm(kept.pop()))
+    own = slice(receiver[1] * model.d_head, (receiver[1] + 1) * model.d_head)
+
+    def edit(x: torch.Tensor) -> torch.Tensor:
+        x[..., own] = moved[..., own]
+        return x
+
+    plain_ld(model, tokens, index, tokens.clean[index], {projection: keep}, after={module: edit})
+    result = kept.pop()
 
     def at(step: float) -> float:
-        with torch.no_grad():
-            moved = module(norm(streams[0] + step * (streams[1] - streams[0])))
+        def go(z: torch.Tensor) -> torch.Tensor:
+            z[..., own] += step * (result[..., own] - z[..., own])
+            return z
 
-        def edit(x: torch.Tensor) -> torch.Tensor:
-            own = slice(receiver[1] * model.d_head, (receiver[1] + 1) * model.d_head)
-            x[..., own] = moved[..., own]
-            return x
-
-        return plain_ld(model, tokens, index, tokens.clean[index], after={module: edit})
+        return plain_ld(model, tokens, index, tokens.clean[index], {projection: go})
 
     return (at(-0.05) - at(0.05)) / 0.1
 
@@ -506,6 +515,21 @@ def test_carried_edges_are_slopes_of_path_patching(tiny_model: Any, family: str)
         expected = [slope(model, tokens, index, sender, receiver, slot) for index in range(len(tokens))]
         assert np.abs(expected).max() > 1e-4
         np.testing.assert_allclose(scores[:, column], expected, atol=2e-3 * np.abs(expected).max(), rtol=2e-2)
+
+
+def test_composition_is_a_share_of_what_two_heads_could_carry(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    assert model.n_kv_heads == 2
+    names, strengths = composed_edges(model, [(0, 1), (2, 3)])
+    assert names == [("a0.h1", f"a2.h3<{slot}>") for slot in "qkv"]
+    written = model.layers[0].self_attn.o_proj.weight[:, 1 * model.d_head : 2 * model.d_head].detach().double()
+    for slot, strength in zip("qkv", strengths, strict=True):
+        place = 3 if slot == "q" else 1
+        weight = getattr(model.layers[2].self_attn, f"{slot}_proj").weight.detach().double()
+        read = weight[place * model.d_head : (place + 1) * model.d_head]
+        expected = torch.linalg.matrix_norm(read @ written)
+        expected = expected / torch.linalg.matrix_norm(read) / torch.linalg.matrix_norm(written)
+        assert strength == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_carried_edges_need_two_layers(tiny_model: Any) -> None:

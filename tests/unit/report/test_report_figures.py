@@ -108,7 +108,7 @@ def test_graph_draws_every_node_and_every_edge_once() -> None:
     middles = drawn["data"][-2]
     assert len(middles["x"]) == 3
     assert "<b>a3.h1 → a9.h0</b><br>score 1<br>shared" in middles["hovertext"]
-    lines = [trace for trace in drawn["data"] if trace["mode"] == "lines"]
+    lines = [trace for trace in drawn["data"] if trace["mode"] == "lines" and "name" not in trace]
     assert sum(trace["x"].count(None) for trace in lines) == 3
     # The strongest edge is the widest line, and each line starts and ends at its nodes.
     widest = max(lines, key=lambda trace: trace["line"]["width"])
@@ -123,11 +123,39 @@ def test_marks_lie_on_their_lines_and_not_on_each_other() -> None:
     drawn = figures.circuit_figure(its)["data"]
     marks = list(zip(drawn[-2]["x"], drawn[-2]["y"], strict=True))
     assert len(set(marks)) == 5
-    x, y = drawn[0]["x"], drawn[0]["y"]  # without scores all edges are of one width
-    ends = [i for i, value in enumerate(x) if value is None]
-    for mark, start, end in zip(marks, [0, *(i + 1 for i in ends)], ends, strict=False):
-        assert np.interp(mark[0], x[start:end], y[start:end]) == pytest.approx(mark[1])
-        assert x[start] < mark[0] < x[end - 1]
+    found = 0
+    for trace in drawn[:-2]:
+        x, y = trace["x"], trace["y"]
+        ends = [i for i, value in enumerate(x) if value is None] if "name" not in trace else []
+        for start, end in zip([0, *(i + 1 for i in ends)], ends, strict=False):
+            on = [m for m in marks if x[start] < m[0] < x[end - 1]]
+            found += any(np.interp(m[0], x[start:end], y[start:end]) == pytest.approx(m[1]) for m in on)
+    assert found == 5
+
+
+def test_paths_are_drawn_by_signed_effect_slot_and_whether_confirmed() -> None:
+    paths = {("a3.h1", "a20.h1<q>"): 2.0, ("a3.h1", "a20.h1<v>"): -0.5, ("a3.h1", "a9.h0<k>"): 0.25}
+    rows = [
+        {"from": a, "to": b, "effect": effect, "low": effect - 0.1, "high": effect + 0.1, "confirmed": effect != 0.25}
+        for (a, b), effect in paths.items()
+    ]
+    its = replace(
+        circuit(),
+        edges=tuple(paths)[:2],
+        edge_scores=paths,
+        effects={f"{row['from']}->{row['to']}": row for row in rows},
+    )
+    figure = figures.circuit_figure(its)
+    lines = [trace for trace in figure["data"] if trace["mode"] == "lines"]
+    drawn = {(t["line"]["color"], t["line"]["dash"], t["opacity"] < 0.5) for t in lines if "name" not in t}
+    query, key, value = figures.CATEGORIES[:3]
+    assert drawn == {(query, "solid", False), (value, "dot", False), (key, "solid", True)}
+    entries = [trace["name"] for trace in lines if "name" in trace]
+    assert entries == ["into the query", "into the key", "into the value", "negative effect", "patched, not confirmed"]
+    assert figure["layout"]["showlegend"]
+    marks = figure["data"][-2]["hovertext"]
+    assert marks[0] == "<b>a3.h1 → a20.h1&lt;q&gt;</b><br>effect +2 (+1.9 to +2.1)"
+    assert marks[2].endswith("effect +0.25 (+0.15 to +0.35), not confirmed")
 
 
 def test_lines_stay_between_the_points_they_pass() -> None:

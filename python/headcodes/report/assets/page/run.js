@@ -57,11 +57,11 @@
       figure: run.circuit, name: "circuit", wide: true, zoom: true, choose, stops,
       alt: `Layered graph of the circuit: ${run.chosen.length} heads and ${run.edges.length} edges${strongest}.`,
       caption: run.edges.length
-        ? "Data flows from left to right; within a layer heads stand where lines cross least. Wider lines: larger effects (scores where no path was patched); their diamonds tell more. A mouse drags to zoom."
+        ? "Data flows from left to right; within a layer heads stand where lines cross least. Wider lines: larger effects (scores where no path was patched), dotted where negative; faint: patched and not confirmed. Their diamonds tell more. A mouse drags to zoom."
         : run.level === "node" ? "Each head stands at its own number. No edges: at node level only heads are scored. Run with --level edge to score pairs of heads."
           : "Each head stands at its own number. No edges: no pair of the chosen heads has a score above 0.",
       table: () => run.edges.length
-        ? table("Edges, strongest first", ["from", "to", "score", ...run.edge_columns], run.edges)
+        ? table("Edges, strongest first", ["from", "to", Object.keys(run.intervals).length ? "effect" : "score", ...run.edge_columns], run.edges)
         : table("Heads", ["head", "score"], run.chosen.map((head) => [head.name, head.values.score])),
     });
   };
@@ -69,15 +69,17 @@
     const names = run.chosen.length ? Object.keys(run.chosen[0].values) : [];
     const hasCodes = run.chosen.some((head) => head.unique !== null);
     const intervals = Object.keys(run.intervals).length > 0;
+    const hasUsed = run.chosen.some((head) => head.codes);
     const interval = (name) => (run.intervals[name] ? `${number(run.intervals[name][0])} to ${number(run.intervals[name][1])}` : "–");
     const rows = run.chosen.map((head, i) => [
       String(i + 1),
       choose ? make("button", { type: "button", className: "link", on: { click: () => choose(head.name, true) } }, head.name) : head.name,
       ...names.map((name) => head.values[name]),
       ...(intervals ? [interval(head.name)] : []),
+      ...(hasUsed ? head.codes || ["–", "–"] : []),
       ...(hasCodes ? [head.unique] : []),
     ]);
-    return inBox(table("Chosen heads, best first", ["rank", "head", ...names, ...(intervals ? ["95% interval of the effect"] : []), ...(hasCodes ? ["codes only in positives"] : [])], rows), "Chosen heads");
+    return inBox(table("Chosen heads, best first", ["rank", "head", ...names, ...(intervals ? ["95% interval of the effect"] : []), ...(hasUsed ? ["codes on clean prompts", "codes on corrupted prompts"] : []), ...(hasCodes ? ["codes only in positives"] : [])], rows), "Chosen heads");
   };
 
   const codeBrowser = (run, detail) => {
