@@ -134,14 +134,17 @@ def takes_gradients(findings: Findings) -> bool:
 def expected_effects(findings: Findings, verification: Verification) -> Float[np.ndarray, " n_part"]:
     """Return the effect on other prompts, in logits, to be expected of each of ``findings.parts``.
 
-    Of patched ones their estimates; of the others what the proposal says, scaled by least squares to the estimates.
+    Of patched ones their estimates; of the others what the proposal says, scaled by least squares to the estimates of
+    those that were patched and not confirmed: the others are more like these than like the confirmed ones.
     """
     scores: Float[np.ndarray, " n_part"] = findings.part_scores.copy()
     place = {part: i for i, part in enumerate(findings.parts)}
     index = [place[part] for part in verification.heads]
-    expected = verification.expected
-    square = float(scores[index] @ scores[index])
-    scores *= abs(float(expected @ scores[index])) / square if square > 0 else 0.0
+    quiet = ~np.isin(index, [place[part] for part in verification.confirmed()])
+    quiet |= not quiet.any()
+    foretold, expected = scores[index][quiet], verification.expected
+    square = float(foretold @ foretold)
+    scores *= abs(float(expected[quiet] @ foretold)) / square if square > 0 else 0.0
     scores[index] = expected
     return scores
 
