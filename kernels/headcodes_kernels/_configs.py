@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -122,7 +125,31 @@ def prune(configs: list[triton.Config], nargs: dict[str, Any], **blocks: Any) ->
 
 
 def autotune(configs: Sequence[triton.Config], key: Sequence[str]) -> Any:
-    """``triton.autotune`` that remembers its choices on disk where this Triton can."""
+    """``triton.autotune`` that remembers its choices on disk, and says so where it has none and tries.
+
+    Warns:
+        RuntimeWarning: this Triton keeps nothing on disk.
+    """
+    if len(configs) == 1:
+        return triton.autotune(configs=list(configs), key=list(key))
     keep = {"cache_results": True} if "cache_results" in inspect.signature(triton.autotune).parameters else {}
-    prune_by = {} if len(configs) == 1 else {"prune_configs_by": {"early_config_prune": prune}}
-    return triton.autotune(configs=list(configs), key=list(key), **prune_by, **keep)
+    if not keep:
+        warnings.warn(
+            "this Triton keeps no choice of block sizes: every process tries all", RuntimeWarning, stacklevel=2
+        )
+    return triton.autotune(
+        configs=list(configs), key=list(key), prune_configs_by={"early_config_prune": prune}, do_bench=_timed, **keep
+    )
+
+
+def _timed(call: Callable[[], Any], quantiles: Sequence[float]) -> Any:
+    """Time a configuration as Triton does; the first time say what takes so long."""
+    _say_once()
+    return triton.runtime.driver.active.get_benchmarker()(call, quantiles=quantiles)
+
+
+@cache
+def _say_once() -> None:
+    print(
+        "headcodes: compiling kernels and trying their block sizes on this GPU, once a shape: seconds", file=sys.stderr
+    )
