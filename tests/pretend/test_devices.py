@@ -15,7 +15,10 @@ import headcodes
 from headcodes.codes.sae import TrainConfig
 from headcodes.codes.train import train
 from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.interventions.verify import verify
+from headcodes.interventions.walk import EngineUsed
 from headcodes.methods import METHODS
+from made_pairs import token_pairs
 
 
 def rows() -> torch.Tensor:
@@ -76,6 +79,21 @@ def test_the_host_waits_a_constant_number_of_times_a_batch(tiny_hf: Any, tiny_to
         found.append(log.waits)
     assert found[0] == found[1], found[1] - found[0]
     assert found[0].total() <= 80
+
+
+def test_patching_waits_a_constant_number_of_times_a_batch(tiny_hf: Any, tiny_tokenizer: Any) -> None:
+    found = []
+    for n_pairs in (3, 6):
+        model = opened(tiny_hf, tiny_tokenizer)
+        pairs = token_pairs(n_pairs, lengths=(7,))
+        with pretended() as log:
+            put(model, "pretend:0")
+            known = [1.0] * n_pairs, [0.0] * n_pairs
+            verify(model, pairs, [(0, 1), (2, 3)], known=known)  # finds out once whether layers can be walked through
+            log.waits.clear()
+            assert verify(model, pairs, [(0, 1), (2, 3)], known=known).engine == EngineUsed("walk")
+        found.append(log.waits)
+    assert found[0] == found[1], found[1] - found[0]
 
 
 def test_all_weights_are_never_held_in_float32_at_once(tiny_hf: Any, tiny_tokenizer: Any) -> None:

@@ -164,6 +164,7 @@ class _Batch:
         self.ids = torch.tensor([tokens.clean, tokens.corrupt], device=model.device)
         self.n_pairs = self.ids.shape[1]
         self.scored: list[list[int]] | None = None if whole_vocabulary else tokens.scored_ids
+        self.vocab = None if self.scored is None else sorted({token for ids in self.scored for token in ids})
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] | None = None
 
     def walk(self, plan: EditPlan) -> list[Tensor] | None:
@@ -191,12 +192,9 @@ class _Batch:
                 output = model.layers[layer](hidden, *_fitted(args, *sizes), **named)
                 hidden = output[0] if isinstance(output, tuple) else output
         last = hidden.view(n_rows, self.n_pairs, n_pos, -1)[:, :, -1]
-        rows = [
-            _answers(model, last[:, pair], None if self.scored is None else self.scored[pair])
-            for pair in range(self.n_pairs)
-        ]
-        walked = rows[0][:2] if self.scored is None else _answers(model, last[:2, 0], self.compared)
-        return rows if _agree(walked, self.own, model.dtype) else None
+        if not _agree(_answers(model, last[:2, :1], self.compared)[:, 0].cpu(), self.own, model.dtype):
+            return None
+        return self._by_pair(_answers(model, last, self.vocab))
 
     def _prepare(self) -> None:
         """Run the prefix once, then both suffixes, noting how the model calls its layers and what it answers."""
@@ -226,9 +224,11 @@ class _Batch:
             body(input_ids=suffixes, use_cache=True, **named)
         self.calls, self.embedded = calls, embedded[0]
         # One pair of the batch stands for all: they have one length and one first changed place.
-        n_vocab = model.d_vocab
-        self.compared = sorted({*(self.scored or [[]])[0], *range(0, n_vocab, max(1, n_vocab // _N_COMPARED))})
-        self.own = _own_answers(model, self.ids[:, :1], None if self.scored is None else [self.compared])[0]
+        own = _own_answers(model, self.ids[:, :1], None)[:, 0].cpu()
+        answers = self.scored[0] if self.scored is not None else ()
+        some = sorted({*answers, *range(0, model.d_vocab, max(1, model.d_vocab // _N_COMPARED))})
+        self.compared = [token for token in some if own[:, token].isfinite().all()]  # not those that a model masks
+        self.own = own[:, self.compared]
 
     def forward(self, plan: EditPlan) -> list[Tensor]:
         """Do the same by whole forward passes: every row from the first token and the first layer on."""
@@ -236,7 +236,15 @@ class _Batch:
         n_rows = 2 + len(plan.starts)
         ids = torch.cat([self.ids, self.ids[:1].expand(n_rows - 2, -1, -1)])
         with _editing(model, plan, _Shape(n_rows, self.n_pairs, ids.shape[2])):
-            return _own_answers(model, ids, self.scored)
+            return self._by_pair(_own_answers(model, ids, self.vocab))
+
+    def _by_pair(self, logits: Float[Tensor, "row pair token"]) -> list[Float[Tensor, "row n_answer"]]:
+        """Fetch a few logits of all pairs from their device at once; those of all tokens stay there."""
+        if self.vocab is None or self.scored is None:
+            return list(logits.unbind(1))
+        logits = logits.cpu()
+        column = {token: place for place, token in enumerate(self.vocab)}
+        return [logits[:, pair, [column[token] for token in ids]] for pair, ids in enumerate(self.scored)]
 
 
 @dataclass
@@ -307,8 +315,8 @@ def _bytes_per_token(model: Model) -> int:
 
 
 def _answers(
-    model: Model, hidden: Float[Tensor, "row d_model"], ids: Sequence[int] | None
-) -> Float[Tensor, "row n_answer"]:
+    model: Model, hidden: Float[Tensor, "row pair d_model"], ids: Sequence[int] | None
+) -> Float[Tensor, "row pair token"]:
     """Return fp32 logits of a few tokens, or of all, from the last block's output, as ``Model.trace`` does."""
     assert model.final_norm is not None
     unembed: Any = model.unembed
@@ -321,18 +329,13 @@ def _answers(
 
 
 def _own_answers(
-    model: Model, ids: Int[Tensor, "row pair pos"], scored: Sequence[Sequence[int]] | None
-) -> list[Float[Tensor, "row n_answer"]]:
-    """Return fp32 logits after the last token by the model's own forward pass, one tensor a pair."""
-    vocab = None if scored is None else sorted({token for row in scored for token in row})
+    model: Model, ids: Int[Tensor, "row pair pos"], vocab: Sequence[int] | None
+) -> Float[Tensor, "row pair token"]:
+    """Return fp32 logits of some tokens, or of all, after the last one by the model's own forward pass."""
     last = torch.full((ids.shape[0] * ids.shape[1],), ids.shape[2] - 1)
     found = model.trace(ids.flatten(0, 1), logits_at=last, vocab=None if vocab is None else torch.tensor(vocab))
     assert found is not None
-    logits = found.view(ids.shape[0], ids.shape[1], -1)
-    if vocab is None or scored is None:
-        return list(logits.unbind(1))
-    column = {token: place for place, token in enumerate(vocab)}
-    return [logits[:, pair, [column[token] for token in row]] for pair, row in enumerate(scored)]
+    return found.view(ids.shape[0], ids.shape[1], -1)
 
 
 def _agree(walked: Float[Tensor, "row token"], own: Float[Tensor, "row token"], dtype: torch.dtype) -> bool:
