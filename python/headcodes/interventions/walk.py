@@ -45,7 +45,6 @@ _LOW_PRECISION = 0.1
 # Answers alone are two or three logits that may lie near 0, where rounding in low precision looks like another model.
 _N_COMPARED = 64
 
-
 Engine = Literal["auto", "walk", "forward"]
 
 
@@ -82,8 +81,7 @@ def run_edited(
         plan: The edits.
         done: Called with indices of pairs and, for each of them, one tensor a set of logits: fp32 [n_row,
             n_answer] over ``tokens.scored_ids`` (right answers, then wrong ones), rows in the plan's order.
-        engine: "walk" through the layers, "forward" passes of the whole model, or "auto": walk where it
-            holds.
+        engine: "walk" through the layers, "forward" passes of the whole model, or "auto": walk where it holds.
         memory_bytes: Bound on the working memory of one batch, beside the weights.
         splits: Whether edited rows may be run in several batches.
         whole_vocabulary: Hand over the logits of all tokens instead.
