@@ -132,6 +132,15 @@ def test_bootstrap_of_a_mean_is_as_wide_as_theory_says() -> None:
     assert narrow.high - narrow.low == pytest.approx(2 * 0.6745 * values.std() / 20, rel=0.12)
 
 
+def test_intervals_of_few_prompts_are_as_wide_as_students() -> None:
+    from scipy.stats import t
+
+    values = np.random.default_rng(2).normal(size=(10, 40))
+    low, high = metrics.mean_intervals(values, n_resamples=4000)
+    width = 2 * t.ppf(0.975, 9) * values.std(axis=0, ddof=1) / np.sqrt(10)
+    assert np.median((high - low) / width) == pytest.approx(1, abs=0.05)
+
+
 def test_bootstrap_leaves_out_what_does_not_exist() -> None:
     found = metrics.bootstrap(lambda rows: math.nan if rows[0] == 0 else 1.0, 4, n_resamples=100)
     assert 0 < found.n_resamples < 100
