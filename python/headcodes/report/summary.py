@@ -151,7 +151,7 @@ def _codes_used(document: Mapping[str, Any], name: str) -> list[str] | None:
     if used is None:
         return None
     sides = ([(code, share) for code, share in used[side]] for side in ("clean", "corrupt"))
-    return [", ".join(f"{'none' if code < 0 else code} ({share:.0%})" for code, share in side) for side in sides]
+    return [", ".join(f"{'none' if code < 0 else code} ({share:.0%})" for code, share in side[:2]) for side in sides]
 
 
 def _absent(run: RunRecord) -> list[tuple[str, str | None]]:
