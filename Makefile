@@ -155,5 +155,13 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict  # build/site; a link that leads nowhere stops it
 	$(PYTEST) tests/unit/report/test_report_notebook.py tests/unit/circuit/test_circuit.py tests/docs
 
+# Every address of the documents, asked on the web; says so where there is none.
+links: setup
+	$(BIN)/python docs/links.py
+
+# "Open in Colab" on every notebook, once the repository has a public address: make badges REPO=owner/name
+badges: setup
+	$(BIN)/python docs/badges.py $(REPO)
+
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

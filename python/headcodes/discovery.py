@@ -23,8 +23,9 @@ from headcodes.codes.recipes import encode_heads
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.evaluation.confirm import confirm_edges, confirm_heads, n_held_out, on_held_out
 from headcodes.interventions.metric import METRICS
-from headcodes.methods.code_sets import count, train
+from headcodes.methods.code_sets import count, permutation_tests, train
 from headcodes.methods.inputs import Inputs
+from headcodes.methods.stability import check_stable, resample
 from headcodes.models.asked import ask
 from headcodes.models.devices import torch_threads
 from headcodes.prompts.pairs import PromptPairs
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from headcodes.interventions.patch import Components
     from headcodes.methods.findings import Findings
     from headcodes.models.model import Model
-    from headcodes.overlap.significance import PairSignificance, Significance
     from headcodes.settings import Level, Verify
 
 
@@ -58,6 +58,7 @@ def discover(
     gradient: bool = True,
     metric: Metric | None = None,
     components: Components = "heads",
+    stable: float | None = None,
 ) -> Result:
     """Find the heads (``level="edge"``: and the pairs of heads) of ``model`` that tell ``pairs`` apart.
 
@@ -89,8 +90,11 @@ def discover(
         metric: of methods that work with one (``Method.metric``): "logit-diff", "prob-diff", "kl" or "nll"
             (``headcodes.interventions.metric``); the method's own unless told.
         components: what the circuit may hold: "heads", or "heads+mlps" for methods that score both on one scale (all
-            but dla, random, hisp, acdc and sp). MLPs are then chosen, patched and confirmed among heads, their outputs
-            are further rows of the autoencoder, and those outside the circuit are corrupted where it is judged.
+            but dla, random, hisp, acdc, sp, atp-qk and atp-star). MLPs are then chosen, patched and confirmed among
+            heads, their outputs are further rows of the autoencoder, and those outside the circuit are corrupted where
+            it is judged.
+        stable: draw the pairs anew, with replacement (``headcodes.methods.stability``), and let only heads into the
+            circuit that at least this share of draws selects. No head is patched exactly then unless the method does.
 
     Raises:
         HeadcodesError: something given cannot be used; the message says what and how to mend it.
@@ -99,7 +103,7 @@ def discover(
         tokens = ask(model, pairs, bos)
         settings = Settings(bos=bos, positions=positions, n_train=n_train)
         inputs = Inputs(model, tokens, settings, backend, gradient=gradient, metric=metric, components=components)
-        return explain(inputs, method, level=level, seed=seed, seeds=seeds, fdr=fdr, verify=verify)
+        return explain(inputs, method, level=level, seed=seed, seeds=seeds, fdr=fdr, verify=verify, stable=stable)
 
 
 def check_request(
@@ -110,6 +114,7 @@ def check_request(
     metric: str | None = None,
     positions: Any = "mean",
     components: str = "heads",
+    stable: float | None = None,
 ) -> None:
     """Refuse what cannot be done before any work: a typing error should not cost a forward pass.
 
@@ -157,6 +162,8 @@ def check_request(
         raise HeadcodesError(
             'verify must be a number of heads from 1 up, "auto" or None', repr(verify), "None patches no head."
         )
+    if stable is not None:
+        check_stable(stable, method, fdr=fdr, verify=verify, seeds=seeds, components=components)
     if seeds is not None:
         check_seeds(seeds)
         if fdr is not None:
@@ -174,13 +181,14 @@ def explain(
     seeds: Sequence[int] | None = None,
     fdr: float | None = None,
     verify: Verify = None,
+    stable: float | None = None,
 ) -> Result:
     """Run one method on inputs that several methods and levels may share; ``discover`` for a single one.
 
     Raises:
         HeadcodesError: see ``discover``.
     """
-    check_request(method, fdr, verify, seeds, inputs.metric, components=inputs.components)
+    check_request(method, fdr, verify, seeds, inputs.metric, components=inputs.components, stable=stable)
     start = time.perf_counter()
     captured_before_s = inputs.capture_s
     chosen = methods.get(method)
@@ -188,7 +196,7 @@ def explain(
     stages = {"import": 0.0, "load": 0.0, "capture": 0.0, "train": 0.0, "encode": 0.0, "overlap": 0.0}
     inputs.capture()
     task_check = inputs.task_check
-    confirms = verify is not None and (verify != "auto" or chosen.confirmed)
+    confirms = stable is None and verify is not None and (verify != "auto" or chosen.confirmed)
     inputs.held_out = n_held_out(len(inputs.tokens)) if confirms else 0
     seeds = _seeds_of(method, seeds)
     drawn = (seed,) if seeds is None else seeds
@@ -203,8 +211,10 @@ def explain(
     for each in found:
         each.components = inputs.components
     findings, by_seed = (found[0], None) if seeds is None else _over_seeds(found, drawn)
-    nodes, pairs = _permutation_tests(findings, inputs, level, fdr, seed) if fdr is not None else (None, None)
+    nodes, pairs = permutation_tests(findings, inputs, level, fdr, seed) if fdr is not None else (None, None)
     confirmed = _confirm(findings, inputs, verify, seed) if confirms else {}
+    if stable is not None:
+        resample(findings, stable, seed)
     for stage, seconds in findings.timings_s.items():
         stages[stage] = stages.get(stage, 0.0) + seconds
     stages["capture"] += inputs.capture_s  # some methods run the model themselves
@@ -279,38 +289,6 @@ def _over_seeds(found: Sequence[Findings], seeds: tuple[int, ...]) -> tuple[Find
         name: float(np.mean([findings.other_nodes[name] for findings in found])) for name in found[0].other_nodes
     }
     return replace(found[0], timings_s=timings_s, **means), SeedScores(seeds, **scores)
-
-
-def _permutation_tests(
-    findings: Findings, inputs: Inputs, level: Level, fdr: float, seed: int
-) -> tuple[Significance, PairSignificance | None]:
-    """Test the counts on the pairs that did not train the autoencoder; at edge level the pairs' counts too."""
-    from headcodes.overlap.significance import node_significance, pair_significance
-
-    assert findings.counted is not None
-    positive, negative, dead = findings.counted
-    if not len(positive):
-        raise HeadcodesError(
-            "there must be pairs for the permutation test that did not train the autoencoder",
-            f"n_train={inputs.settings.n_train} with {len(inputs.tokens)} pairs",
-            "Give more pairs, or train on fewer prompts.",
-        )
-    with findings.timed("test"):
-        nodes = node_significance(positive, negative, paired=True, seed=seed, dead=dead, threads=inputs.threads)
-        if level == "node":
-            return nodes, None
-        n_layers, n_heads = findings.head_scores.shape
-        pairs = pair_significance(
-            positive,
-            negative,
-            paired=True,
-            seed=seed,
-            dead=dead,
-            layers=np.arange(n_layers * n_heads) // n_heads,
-            selected=np.flatnonzero(nodes.q <= fdr),
-            threads=inputs.threads,
-        )
-    return nodes, pairs
 
 
 def _confirm(findings: Findings, inputs: Inputs, verify: Verify, seed: int) -> dict[str, Any]:

@@ -138,11 +138,8 @@ class Result(Settings):
         return self.findings.method_used or self.method
 
     def circuit(self, top: int = 20) -> Circuit:
-        """Return the confirmed heads, largest effect first; where none were patched, the ``top`` best and, at edge
-        level, the best pairs among them that point forward.
-
-        Where ``fdr`` was asked for and none were patched, only heads that pass it.
-        """
+        """Return the confirmed heads, largest effect first; where none were patched, the ``top`` best that pass ``fdr``
+        or ``stable``, where asked for, and, at edge level, the best pairs among them that point forward."""
         about: dict[str, Any] = {
             "d_model": self.d_model,
             "parallel_attn_mlp": self.parallel_attn_mlp,
@@ -155,6 +152,8 @@ class Result(Settings):
             about["meta"] |= {"method_used": self.method_used, "held_out": self.held_out}
             return confirmed_circuit(self.findings, self.verification, self.paths, **about)
         scores = self.head_scores
+        if self.findings.resampled is not None:
+            scores = self.findings.resampled.kept(scores, top)
         if self.fdr is not None and self.node_tests is not None:
             scores = np.where(self.node_tests.q.reshape(scores.shape) <= self.fdr, scores, 0.0)
         mlps = self.findings.best_mlps(scores, top)
@@ -197,6 +196,8 @@ class Result(Settings):
                     document[name] = [float(values[i, j]) for i, j, _ in document["pair_scores"]]
                 else:
                     document[name] = values.ravel().tolist()
+        if self.findings.resampled is not None:
+            document |= self.findings.resampled.as_json(top)
         if self.node_tests is not None:
             tests = self.node_tests
             document |= {"fdr": self.fdr, "n_permutations": tests.n_permutations, "p_values": tests.p.tolist()}
@@ -331,10 +332,8 @@ class Result(Settings):
     def __repr__(self) -> str:
         nodes = self.circuit(5).nodes
         drawn = f"seed {self.seed}" if self.by_seed is None else f"mean of {len(self.by_seed.seeds)} seeds"
-        return (
-            f"Result({self.model}, {self.pairs.task}, method {self.method}, {self.level} level, {drawn}: "
-            f"best heads {', '.join(nodes) or 'none'})"
-        )
+        about = f"{self.model}, {self.pairs.task}, method {self.method}, {self.level} level, {drawn}"
+        return f"Result({about}: best heads {', '.join(nodes) or 'none'})"
 
     def _repr_html_(self) -> str:
         from headcodes.report.page import render_summary

@@ -23,7 +23,7 @@ class Hub(BaseHTTPRequestHandler):
     repos: dict[str, dict[str, bytes]]
     requests: list[str]
     token = "right"
-    drop_commits = False
+    drop_commits = drop_deletions = False
     commit = "0123456789abcdef0123456789abcdef01234567"
 
     def log_message(self, *_: Any) -> None: ...
@@ -73,6 +73,10 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.requests.append(self.path)
         _, kind, owner, name, _, _, *rest = [*self.path.split("/"), *[""] * 6]
+        if kind == "api":  # whether a repository is there
+            _, _, _, owner, name, *_ = self.path.split("/")
+            found = f"{owner}/{name}" in self.repos
+            return self.answer(200 if found else 404, {"id": f"{owner}/{name}"}, X_Error_Code="RepoNotFound")
         files = self.repos.get(f"{owner}/{name}") if kind == "datasets" else None
         path = "/".join(part for part in rest if part)
         if files is None:
@@ -84,6 +88,15 @@ class Hub(BaseHTTPRequestHandler):
         return self.answer(200, files[path], ETag=f'"{hash(files[path])}"', X_Repo_Commit=self.commit)
 
     do_HEAD = do_GET  # noqa: N815 - the standard library's names
+
+    def do_DELETE(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        self.requests.append(self.path)
+        if self.drop_deletions:
+            return self.connection.close()
+        assert (self.path, asked["type"]) == ("/api/repos/delete", "dataset")
+        del self.repos[f"{asked.get('organization') or 'me'}/{asked['name']}"]
+        return self.answer(200)
 
     def base(self) -> str:
         return f"http://127.0.0.1:{self.server.server_address[1]}"
@@ -153,12 +166,27 @@ def test_a_refused_token_sends_nothing(hub: type[Hub], folder: Path, run: Any, m
     assert not any("commit" in path for path in hub.requests)
 
 
-def test_a_lost_connection_leaves_nothing_half_sent(hub: type[Hub], folder: Path, run: Any) -> None:
+@pytest.mark.parametrize("before", [None, {"circuit.json": b"an older one"}])
+def test_a_lost_connection_leaves_all_as_it_was(
+    hub: type[Hub], folder: Path, run: Any, before: dict[str, bytes] | None
+) -> None:
     hub.drop_commits = True
+    if before is not None:
+        hub.repos["me/ioi"] = dict(before)
     status, _, err = run("push", folder, "me/ioi")
     assert status == 2
-    assert "Traceback" not in err
-    assert hub.repos["me/ioi"] == {}
+    assert err.count("\n") == 1
+    assert "Nothing was sent" in err
+    assert hub.repos == ({} if before is None else {"me/ioi": before})
+
+
+def test_an_empty_repository_that_cannot_be_taken_back_is_named(hub: type[Hub], folder: Path, run: Any) -> None:
+    hub.drop_commits = hub.drop_deletions = True
+    status, _, err = run("push", folder, "me/ioi")
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "Delete datasets/me/ioi by hand" in err
+    assert hub.repos == {"me/ioi": {}}
     with pytest.raises(HeadcodesError, match="circuit"):
         headcodes.Circuit.from_hub("me/ioi")
 

@@ -62,8 +62,9 @@ def discovered(model: Any, tokenizer: Any, method: str, n: int = 6) -> Any:
         return headcodes.discover(model, pairs, method=method, verify=None)
 
 
-# Each part of the model has passes of its own there; the search of acdc takes the steps it takes.
-BY_PART = ("eap-ig-activations", "acdc", "patching")
+# Each part, or layer, of the model has passes of its own there; the search of acdc takes the steps it takes; relp looks
+# once a run at how each layer's MLP and norms are built.
+BY_PART = ("eap-ig-activations", "acdc", "atp-star", "patching", "relp")
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method not in BY_PART])

@@ -51,6 +51,10 @@ def discover(
     verify: Annotated[
         str, typer.Option(help="Patch the best heads exactly: auto (until no more are confirmed), a number, or off.")
     ] = "auto",
+    stable: Annotated[
+        float | None,
+        typer.Option(help="Let in only heads that this share of draws of the pairs selects, 0.9 say; none is patched."),
+    ] = None,
     gradient: Annotated[
         bool, typer.Option("--gradient/--no-gradient", help="Without: default stands for contrast, which takes none.")
     ] = True,
@@ -89,7 +93,7 @@ def discover(
         raise HeadcodesError("--negative must go with a task", "it together with --prompts", "Leave one out.")
     of_method = parse_seeds(seeds) if seeds is not None else None
     heads = parse_verify(verify)
-    discovery.check_request(method, fdr, heads, of_method, metric, positions, components)
+    discovery.check_request(method, fdr, heads, of_method, metric, positions, components, stable)
     wanted = Asked(prompts, settings_of(context, n_train=n_train), positions)
     pairs = wanted.read()
     chosen = tasks.get(task or "ioi")
@@ -135,7 +139,8 @@ def discover(
         if whole_answers:
             inputs.whole_answers = whole_answer_differences(inputs.model, inputs.tokens)
         load_s = time.perf_counter() - imported
-        result = discovery.explain(inputs, method, level=level, seed=seed, seeds=of_method, fdr=fdr, verify=heads)
+        chooses: dict[str, Any] = {"fdr": fdr, "verify": heads, "stable": stable}
+        result = discovery.explain(inputs, method, level=level, seed=seed, seeds=of_method, **chooses)
     result = replace(result, positions=cast(Any, positions))  # by name
     result = result.with_timings(
         **{"import": imported - STARTED, "load": load_s, "total": time.perf_counter() - STARTED}

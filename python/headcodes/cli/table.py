@@ -82,10 +82,13 @@ def _proposed(result: Result, top: int) -> list[Paragraph]:
     """Return the best heads and pairs by score, which nothing has confirmed."""
     circuit, by_seed = result.circuit(top), result.by_seed
     agreement = {name: values.ravel() for name, values in by_seed.agreement(top).items()} if by_seed else {}
+    resampled = result.findings.resampled
+    drawn = [] if resampled is None else [*resampled.interval, resampled.frequency(top)]
 
     def grid(ends: list[str], rows: Sequence[tuple[list[str], float, int | None]], kind: str) -> Grid:
         tests = result.node_tests if kind == "head" else None
         titles = ["score", *(["±", "consensus"] if by_seed else []), *(["p", "q"] if tests else [])]
+        titles += ["low", "high", "selected"] if drawn and kind == "head" else []
         cells = []
         for rank, (names, score, index) in enumerate(rows, start=1):
             row = [str(rank), *names, _score(score)]
@@ -94,6 +97,9 @@ def _proposed(result: Result, top: int) -> list[Paragraph]:
                 row += ["", ""] if index is None else [_score(spread[index]), f"{share[index]:.0%}"]
             if tests is not None:
                 row += ["", ""] if index is None else [f"{tests.p[index]:.2g}", f"{tests.q[index]:.2g}"]
+            if drawn and kind == "head" and index is not None:
+                low, high, selected = (float(each.flat[index]) for each in drawn)
+                row += [_score(low), _score(high), f"{selected:.0%}"]
             cells.append(row)
         return Grid(
             [("rank", "right"), *((end, "left") for end in ends), *((title, "right") for title in titles)], cells
@@ -102,6 +108,11 @@ def _proposed(result: Result, top: int) -> list[Paragraph]:
     place = {name: index for index, name in enumerate(result.components)}  # MLPs come with neither seeds nor tests
     heads = [([node], circuit.node_scores[node], place.get(node)) for node in circuit.nodes]
     found: list[Paragraph] = [[grid(["head"], heads, "head"), *_tests(result)]]
+    if resampled is not None:
+        found[0].append(
+            f"{len(circuit.nodes)} heads are among the {top} best in at least {resampled.stable:.0%} of"
+            f" {len(resampled.scores)} draws of the {resampled.n_pairs} pairs; low, high: 95% interval of the magnitude"
+        )
     if circuit.edges:
         pairs = [
             (

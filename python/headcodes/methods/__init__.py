@@ -27,6 +27,7 @@ METHODS: dict[str, Method] = {
             confirmed=True,
             permutable=True,
             metric="logit-diff",
+            by_pair=True,
         ),
         Method(
             "attribution",
@@ -40,6 +41,7 @@ METHODS: dict[str, Method] = {
             confirmed=True,
             permutable=True,
             metric="logit-diff",
+            by_pair=True,
         ),
         Method(
             "contrast",
@@ -96,6 +98,7 @@ METHODS: dict[str, Method] = {
             coded=True,
             recipe="code-flip",
             seeded=True,
+            by_pair=True,
         ),
         Method(
             "dla",
@@ -104,8 +107,17 @@ METHODS: dict[str, Method] = {
             "forward",
             ("node",),
             "dla",
+            by_pair=True,
         ),
-        Method("act-norm", "mean norm of a head's output", "no paper: a floor", "forward", ("node",), "act_norm"),
+        Method(
+            "act-norm",
+            "mean norm of a head's output",
+            "no paper: a floor",
+            "forward",
+            ("node",),
+            "act_norm",
+            by_pair=True,
+        ),
         Method("random", "uniform random scores", "no paper: a floor", "none", ("node",), "random", seeded=True),
         Method(
             "hisp",
@@ -115,6 +127,7 @@ METHODS: dict[str, Method] = {
             ("node",),
             "hisp",
             metric="logit-diff",
+            by_pair=True,
         ),
         Method(
             "eap",
@@ -124,6 +137,7 @@ METHODS: dict[str, Method] = {
             ("node", "edge"),
             "eap",
             metric="logit-diff",
+            by_pair=True,
         ),
         Method(
             "eap-ig-inputs",
@@ -133,6 +147,7 @@ METHODS: dict[str, Method] = {
             ("node", "edge"),
             "eap",
             metric="logit-diff",
+            by_pair=True,
         ),
         Method(
             "eap-ig-inputs-left",
@@ -142,6 +157,7 @@ METHODS: dict[str, Method] = {
             ("node", "edge"),
             "eap",
             metric="logit-diff",
+            by_pair=True,
         ),
         Method(
             "eap-ig-activations",
@@ -151,6 +167,37 @@ METHODS: dict[str, Method] = {
             ("node", "edge"),
             "eap",
             metric="logit-diff",
+            by_pair=True,
+        ),
+        Method(
+            "relp",
+            "EAP with relevance propagated in place of gradients: attention patterns and norms' scales held constant",
+            "Rezaei Jafari et al. 2025, arXiv 2508.21258",
+            "backward",
+            ("node",),
+            "relp",
+            metric="logit-diff",
+            by_pair=True,
+        ),
+        Method(
+            "atp-qk",
+            "attribution patching of queries, keys and values apart, with attention worked out anew",
+            "Kramár et al. 2024, arXiv 2403.00745, without GradDrop",
+            "backward",
+            ("node",),
+            "atp_star",
+            metric="logit-diff",
+            by_pair=True,
+        ),
+        Method(
+            "atp-star",
+            "atp-qk, and magnitudes averaged over backward passes that each leave out a layer (GradDrop)",
+            "Kramár et al. 2024, arXiv 2403.00745",
+            "backward",
+            ("node",),
+            "atp_star",
+            metric="logit-diff",
+            by_pair=True,
         ),
         Method(
             "hybrid",
@@ -162,6 +209,7 @@ METHODS: dict[str, Method] = {
             coded=True,
             seeded=True,
             metric="logit-diff",
+            by_pair=True,
         ),
         Method(
             "acdc",
@@ -190,6 +238,7 @@ METHODS: dict[str, Method] = {
             ("node", "edge"),
             "patching",
             metric="logit-diff",
+            by_pair=True,
         ),
     )
 }
@@ -200,7 +249,7 @@ EVERYWHERE = ("dla", "random", "acdc", "sp", "patching")
 
 
 # Methods that score heads alone; all others score MLPs beside them, on one scale, where that is asked for.
-HEADS_ONLY = ("dla", "random", "hisp", "acdc", "sp")
+HEADS_ONLY = ("dla", "random", "hisp", "acdc", "sp", "atp-qk", "atp-star")
 
 
 def get(name: str) -> Method:

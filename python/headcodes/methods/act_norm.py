@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from headcodes.methods.findings import Findings
+from headcodes.methods.stability import ByPair, mean
 
 if TYPE_CHECKING:
     from headcodes.methods import Level
@@ -26,8 +27,8 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
             z = activations.z[: len(inputs.tokens), heads].float().transpose(0, 1)
             W_O = activations.W_O[heads].float()
             squares = ((z @ (W_O @ W_O.transpose(1, 2))) * z).sum(-1)
-            norms.append(squares.clamp_min(0).sqrt().mean(1))
-        findings.set_heads(torch.cat(norms))
+            norms.append(squares.clamp_min(0).sqrt())
+        findings.set_by_pair(ByPair(torch.cat(norms).T.cpu().double(), mean))
         if (mlps := activations.mlps) is not None:
             findings.set_mlps(mlps[: len(inputs.tokens)].norm(dim=-1).mean(0).cpu().double().numpy())
     return findings

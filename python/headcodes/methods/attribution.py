@@ -25,6 +25,7 @@ from headcodes.interventions.runs import (
     run,
 )
 from headcodes.methods.findings import Findings
+from headcodes.methods.stability import ByPair
 from headcodes.models.devices import EachDevice, brought, free_bytes
 from headcodes.progress import progress
 from headcodes.prompts.alignment import Alignment, align
@@ -70,7 +71,7 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     with found[0].timed("attribute"):
         products = _products(inputs, tokens.subset(range(inputs.n_proposing)))
     for findings in found:
-        products.fill(findings, robust(products.of_pairs))
+        products.fill(findings, products.of_pairs, robust)
         if level == "edge":
             findings.propose_pairs()
     return found
@@ -91,13 +92,16 @@ class Products:
     by_place: Float[Tensor, "n_part n_place"]
     alignment: Alignment | None
 
-    def fill(self, findings: Findings, scores: Float[Tensor, " n_part"]) -> None:
-        """Give findings these scores, with means of the products as what they foretell, whole and by position."""
+    def fill(
+        self, findings: Findings, values: Float[Tensor, "n_pairs n_part"], score: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Give findings the scores of ``values``, with means of the products as what they foretell, whole and by
+        position."""
         n, means = findings.head_scores.size, self.of_pairs.mean(0)
         findings.set_signed(means[:n])
-        findings.set_heads(scores[:n])
+        findings.set_by_pair(ByPair(values[:, :n], score))
         if len(means) > n:
-            findings.set_mlps(scores[n:].numpy(), means[n:].numpy())
+            findings.set_mlps(score(values[:, n:]).numpy(), means[n:].numpy())
         findings.by_position = self.by_group[:n].numpy().reshape(*findings.head_scores.shape, -1)
         findings.alignment, findings.by_place = self.alignment, self.by_place.numpy()
 

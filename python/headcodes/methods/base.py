@@ -40,6 +40,7 @@ class Method:
         metric: of the answer that it works with unless told (``interventions.metric``); None: it has none.
         confirmed: whether ``discover`` patches exactly what this proposes without being asked; methods of others are
             shown as they were published.
+        by_pair: whether its scores are made from numbers a pair, so that pairs can be drawn anew (``stable``).
         seeded: whether another seed gives other scores; codes alone may depend on it without.
     """
 
@@ -52,6 +53,7 @@ class Method:
     coded: bool = False
     recipe: str | None = None
     permutable: bool = False
+    by_pair: bool = False
     seeded: bool = False
     metric: Metric | None = None
     confirmed: bool = False

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from headcodes.methods.findings import Findings
+from headcodes.methods.stability import ByPair, mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jaxtyping import Float, Int32
+    from jaxtyping import Bool, Float, Int32
 
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
@@ -26,7 +27,7 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     """
     for findings in found:
         assert findings.codes is not None
-        findings.set_heads(torch.from_numpy(flip_shares(findings, findings.codes)))
+        findings.set_by_pair(ByPair(torch.from_numpy(_flips(findings, findings.codes)).double(), mean))
         if findings.mlp_codes is not None:
             findings.set_mlps(flip_shares(findings, findings.mlp_codes))
     return found
@@ -34,8 +35,13 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
 
 def flip_shares(findings: Findings, codes: Int32[np.ndarray, "n_prompt n"]) -> Float[np.ndarray, " n"]:
     """Return, of the judged pairs, the share in which each column's clean and corrupted code differ."""
+    shares: Float[np.ndarray, " n"] = _flips(findings, codes).mean(0)
+    return shares
+
+
+def _flips(findings: Findings, codes: Int32[np.ndarray, "n_prompt n"]) -> Bool[np.ndarray, "n_judged n"]:
     assert findings.judged is not None
     judged = np.logical_and(*np.split(findings.judged, 2))
     clean, corrupt = np.split(codes, 2)
-    shares: Float[np.ndarray, " n"] = (clean[judged] != corrupt[judged]).mean(0)
-    return shares
+    flips: Bool[np.ndarray, "n_judged n"] = clean[judged] != corrupt[judged]
+    return flips

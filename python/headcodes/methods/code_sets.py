@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from headcodes.codes.recipes import RECIPES, Codes, Recipe, Trained, encode_heads, train_autoencoders
+from headcodes.errors import HeadcodesError
 from headcodes.methods.findings import Findings
 from headcodes.methods.inputs import Inputs
 from headcodes.overlap.counts import pair_unique_counts, unique_counts
@@ -22,6 +23,7 @@ from headcodes.overlap.mentions import mention_scores
 
 if TYPE_CHECKING:
     from headcodes.methods import Level
+    from headcodes.overlap.significance import PairSignificance, Significance
 
 
 def train(recipe: str, inputs: Inputs, seeds: Sequence[int]) -> Trained:
@@ -68,6 +70,42 @@ def count(coded: Codes, recipe: Recipe, inputs: Inputs, level: Level) -> Finding
             findings.mention_scores = mention_scores(pairs).astype(np.float64)
             findings.pair_scores = pairs.astype(np.float64)
     return findings
+
+
+def permutation_tests(
+    findings: Findings, inputs: Inputs, level: Level, fdr: float, seed: int
+) -> tuple[Significance, PairSignificance | None]:
+    """Test the counts on the pairs that did not train the autoencoder; at edge level the pairs' counts too.
+
+    Raises:
+        HeadcodesError: the autoencoder was trained on all pairs.
+    """
+    from headcodes.overlap.significance import node_significance, pair_significance
+
+    assert findings.counted is not None
+    positive, negative, dead = findings.counted
+    if not len(positive):
+        raise HeadcodesError(
+            "there must be pairs for the permutation test that did not train the autoencoder",
+            f"n_train={inputs.settings.n_train} with {len(inputs.tokens)} pairs",
+            "Give more pairs, or train on fewer prompts.",
+        )
+    with findings.timed("test"):
+        nodes = node_significance(positive, negative, paired=True, seed=seed, dead=dead, threads=inputs.threads)
+        if level == "node":
+            return nodes, None
+        n_layers, n_heads = findings.head_scores.shape
+        pairs = pair_significance(
+            positive,
+            negative,
+            paired=True,
+            seed=seed,
+            dead=dead,
+            layers=np.arange(n_layers * n_heads) // n_heads,
+            selected=np.flatnonzero(nodes.q <= fdr),
+            threads=inputs.threads,
+        )
+    return nodes, pairs
 
 
 def coded(recipe: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from headcodes.interventions.reads import Reads
 from headcodes.interventions.runs import Batch, batches, graph_bytes, node_bytes_per_token, ready, run
 from headcodes.methods.findings import Findings
+from headcodes.methods.stability import ByPair, abs_mean
 from headcodes.models.devices import EachDevice, brought
 from headcodes.progress import progress
 
@@ -34,7 +35,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     """
     model, tokens = inputs.model, inputs.tokens
     findings = Findings.of(model)
-    total = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
+    found = torch.zeros(len(tokens), model.n_layers, model.n_heads, dtype=torch.float64)
     with findings.timed("attribute"), ready(model), torch.no_grad(), progress("attributing", len(tokens)) as advance:
         for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
             reads = Reads(model, slots=False)
@@ -48,10 +49,11 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
                 read = direction if norm is None else FrozenNorm.of(norm, written[row, last]).back(direction)
                 heads = model.by_head(layer, z[row, last].float()) * model.facts.scale("z", layer)
                 weights = model.W_O[layer].to(heads.device).float()
-                scores.append(torch.einsum("bhd,hdm,bm->h", heads, weights, read.to(heads.device)))
-            total += brought(scores)
+                scores.append(torch.einsum("bhd,hdm,bm->bh", heads, weights, read.to(heads.device)))
+            found[torch.tensor(batch.rows)] = brought(scores).transpose(0, 1)
             advance(len(batch.rows))
-    findings.set_signed(total / len(tokens))
+    findings.set_signed(found.mean(0))
+    findings.set_by_pair(ByPair(found, abs_mean))
     return findings
 
 
@@ -92,10 +94,13 @@ class FrozenNorm:
     centres: bool
 
     @classmethod
-    def of(cls, norm: nn.Module, points: Float[Tensor, "point d_model"]) -> FrozenNorm:
+    def of(cls, norm: nn.Module, points: Float[Tensor, "point d_model"], centres: bool | None = None) -> FrozenNorm:
         """Find out how ``norm`` acts at ``points``, by asking it, whatever family it is of.
 
         +-1000 in turn has mean 0, and scale 1000 beside which no epsilon counts: the norm's answer is its weight.
+
+        Args:
+            centres: whether the mean is taken away, where that is known; to find out makes the host wait.
         """
         # The norm answers on its own device, which need not be that of the layer before it.
         normed = norm.forward(points)
@@ -106,7 +111,8 @@ class FrozenNorm:
         weight = (plus - minus) / 2 * probe.float().sign()
         bias = (plus + minus) / 2
         # A layer norm does not notice a shift.
-        centres = torch.allclose(norm.forward(probe + 1000).float() - bias, plus - bias, rtol=0.1)
+        if centres is None:
+            centres = torch.allclose(norm.forward(probe + 1000).float() - bias, plus - bias, rtol=0.1)
         x = points.float()
         if centres:
             x = x - x.mean(-1, keepdim=True)

@@ -48,6 +48,7 @@ from headcodes.interventions.runs import (
     run,
 )
 from headcodes.methods.findings import Findings
+from headcodes.methods.stability import ByPair, abs_mean
 from headcodes.models.devices import EachDevice
 from headcodes.progress import progress
 from headcodes.prompts.alignment import align
@@ -81,16 +82,18 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
     model, tokens = inputs.model, inputs.tokens
     require_equal_lengths(tokens, name)
     metric = inputs.metric or "logit-diff"
-    if name == "eap":
+    if name in ("eap", "relp"):
         refuse_flat(metric, name)
     findings = Findings.of(model)
     if inputs.with_mlps:
         mlps_of(model)
     alignment = align(tokens)
-    totals = _Totals(model, edges=level == "edge", n_groups=len(POSITION_GROUPS) + len(alignment.labels))
+    n_groups = len(POSITION_GROUPS) + len(alignment.labels)
+    totals = _Totals(model, len(tokens), edges=level == "edge", n_groups=n_groups)
     per_token = edge_bytes_per_token(model) if level == "edge" else node_bytes_per_token(model)
     passes = {
         "eap": _clean,
+        "relp": _clean,  # under the rules of methods.relp
         "eap-ig-inputs": _inputs,
         "eap-ig-inputs-left": _inputs_left,
         "eap-ig-activations": _activations,
@@ -99,13 +102,15 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
         for batch in batches(tokens, per_token, graph_bytes(model.device)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
+            totals.rows = torch.tensor(batch.rows)
             totals.groups = EachDevice(position_groups(batch, inputs.settings.positions, alignment))
             at = chosen_positions(batch, inputs.settings.positions)
             for each in passes(model, batch, corrupt, steps, metric):
                 each.run(totals, at)
             advance(len(batch.rows))
     n_pairs = len(tokens)
-    findings.set_signed(totals.heads / n_pairs)
+    findings.set_signed(totals.heads.mean(0))
+    findings.set_by_pair(ByPair(totals.heads, abs_mean))
     by_position = (totals.by_position / n_pairs).numpy()
     findings.by_position = by_position[:, :-1, : len(POSITION_GROUPS)]
     places = by_position[:, :, len(POSITION_GROUPS) :]
@@ -129,15 +134,18 @@ def pair_scores(edges: Edges, components: list[str]) -> Float[np.ndarray, "n_com
 
 
 class _Totals:
-    """Sums over pairs, float64: of every head, of the other nodes, and of every edge (NaN where there is none).
+    """Every head's score in each pair, and sums over pairs of the other nodes and of every edge (NaN where there is
+    none), float64.
 
     ``by_position`` [n_layers, n_heads + 1, n_group] has MLPs in its last column.
     """
 
-    def __init__(self, model: Model, edges: bool, n_groups: int) -> None:
-        self.heads = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
+    def __init__(self, model: Model, n_pairs: int, edges: bool, n_groups: int) -> None:
+        self.heads = torch.zeros(n_pairs, model.n_layers, model.n_heads, dtype=torch.float64)
         self.by_position = torch.zeros(model.n_layers, model.n_heads + 1, n_groups, dtype=torch.float64)
-        self.groups: EachDevice | None = None  # of the batch at hand
+        # Of the batch at hand.
+        self.rows = torch.zeros(0, dtype=torch.long)
+        self.groups: EachDevice | None = None
         self.others: dict[str, float] = {}
         self.edges: Tensor | None = None
         # Where each number goes that still lies on a device, and the numbers, weighed.
@@ -148,8 +156,9 @@ class _Totals:
     def add_node(self, kind: Kind, layer: int, difference: Tensor, gradient: Tensor, weight: float) -> None:
         product = difference.float() * gradient.float()
         if kind == "z":
-            by_head = product.unflatten(-1, (self.heads.shape[1], -1)).sum(3)
-            self._waiting.append((lambda found: self.heads[layer].add_(found, alpha=weight), by_head.sum((0, 1))))
+            by_head = product.unflatten(-1, (self.heads.shape[2], -1)).sum(3)
+            of_layer, rows = self.heads[:, layer], self.rows
+            self._waiting.append((lambda found: of_layer.index_add_(0, rows, found, alpha=weight), by_head.sum(1)))
             self._add_apart(self.by_position[layer, :-1], by_head, weight)
             return
         if kind == "mlp":

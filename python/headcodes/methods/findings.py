@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from headcodes.graph import Edges
     from headcodes.interventions.patch import Components
     from headcodes.interventions.walk import EngineUsed
+    from headcodes.methods.stability import ByPair, Resampled
     from headcodes.models.model import Model
     from headcodes.prompts.alignment import Alignment
 
@@ -41,6 +42,8 @@ class Findings:
             ``signed`` would have, where the method has them.
         mlp_signed: what ``signed`` is, of every layer's MLP; None: ``other_nodes`` says it.
         components: what a circuit is chosen among: "heads", or "heads+mlps".
+        by_pair: what the scores are made from, pair by pair, where the method's are (``Method.by_pair``).
+        resampled: the scores of draws of the pairs, where ``stable`` was asked for.
         edges: every edge's score, where the method has them; edge level only.
         pair_scores: float64 [n_component, n_component], symmetric, zero diagonal; edge level only.
         mention_scores: float64 [n_component], the published "edge level" score of a head; edge level only.
@@ -66,6 +69,8 @@ class Findings:
     other_nodes: dict[str, float] = field(default_factory=dict)
     mlp_signed: Float[np.ndarray, " n_layers"] | None = None
     components: Components = "heads"
+    by_pair: ByPair | None = None
+    resampled: Resampled | None = None
     edges: Edges | None = None
     pair_scores: Float[np.ndarray, "n_component n_component"] | None = None
     mention_scores: Float[np.ndarray, " n_component"] | None = None
@@ -93,6 +98,11 @@ class Findings:
         """Take signed scores of all heads: ``head_scores`` are their magnitudes, as their authors rank them."""
         self.set_heads(scores)
         self.signed, self.head_scores = self.head_scores, np.abs(self.head_scores)
+
+    def set_by_pair(self, by_pair: ByPair) -> None:
+        """Take what is known of each pair; ``head_scores`` follow from it."""
+        self.by_pair = by_pair
+        self.set_heads(by_pair.score(by_pair.values))
 
     @property
     def signed_scores(self) -> Float[np.ndarray, "n_layers n_heads"]:

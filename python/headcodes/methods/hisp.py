@@ -9,10 +9,14 @@ import torch
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
 from headcodes.interventions.runs import batches, chosen_positions, graph_bytes, node_bytes_per_token, ready, run
 from headcodes.methods.findings import Findings
+from headcodes.methods.stability import ByPair
 from headcodes.models.devices import brought
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
 
@@ -27,7 +31,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     metric = inputs.metric or "logit-diff"
     refuse_flat(metric, name)
     findings = Findings.of(model)
-    total = torch.zeros(model.n_layers, model.n_heads, dtype=torch.float64)
+    importance = torch.zeros(len(tokens), model.n_layers, model.n_heads, dtype=torch.float64)
     with findings.timed("attribute"), ready(model), progress("attributing", total=len(tokens)) as advance:
         for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
             parts = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
@@ -38,9 +42,14 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
                 gate = (z.detach().float() * gradient.float()).unflatten(-1, (model.n_heads, -1))
                 if at is not None:
                     gate = gate * at[..., None].to(gate)
-                found.append(gate.sum((1, 3)).abs().sum(0))
-            total += brought(found)
+                found.append(gate.sum((1, 3)).abs())
+            importance[torch.tensor(batch.rows)] = brought(found).transpose(0, 1)
             advance(len(batch.rows))
-    norm = total.norm(dim=1, keepdim=True)
-    findings.set_heads(total / torch.where(norm > 0, norm, 1.0))
+    findings.set_by_pair(ByPair(importance, _by_layer))
     return findings
+
+
+def _by_layer(importance: Float[Tensor, "n_pairs n_layers n_heads"]) -> Float[Tensor, "n_layers n_heads"]:
+    total = importance.sum(0)
+    norm = total.norm(dim=1, keepdim=True)
+    return total / torch.where(norm > 0, norm, 1.0)

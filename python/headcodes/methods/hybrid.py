@@ -89,5 +89,5 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
         findings.judged = np.ones(2 * n_pairs, dtype=bool)
         flips = each.codes[:n_pairs] != each.codes[n_pairs:]
         weighed = products.of_pairs * torch.from_numpy((1 + flips) / 2)
-        products.fill(findings, weighed.mean(0).abs() + weighed.abs().mean(0))
+        products.fill(findings, weighed, lambda values: values.mean(0).abs() + values.abs().mean(0))
     return found

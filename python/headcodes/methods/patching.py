@@ -12,6 +12,7 @@ from headcodes.interventions.patch import CausalTruth, answered, causal_truth
 from headcodes.interventions.paths import path_effects
 from headcodes.interventions.places import effects_by_place
 from headcodes.methods.findings import Findings
+from headcodes.methods.stability import ByPair, abs_mean
 from headcodes.prompts.alignment import align
 from headcodes.settings import Metric
 
@@ -48,6 +49,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
         mlps = zip(truth.names[model.n_components :], truth.mean_effects[model.n_components :].tolist(), strict=True)
         findings.other_nodes = dict(mlps)
         findings.set_signed(torch.from_numpy(truth.head_effects.copy()))
+        findings.set_by_pair(ByPair(torch.from_numpy(truth.per_pair_head_effects.copy()), abs_mean))
         _by_place(findings, inputs, truth, metric)
         if level == "edge":
             n = model.n_components

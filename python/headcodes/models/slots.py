@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
@@ -44,6 +45,15 @@ def slot_projection(model: Model, layer: int, slot: str) -> tuple[nn.Module, Cal
     if slot == "q":
         return common, lambda x: x.unflatten(-1, (-1, group + 2, d_head))[..., :group, :].flatten(-3, -2)
     return common, lambda x: x.unflatten(-1, (-1, group + 2, d_head))[..., group + place - 1, :]
+
+
+def slot_columns(cut: Callable[[Tensor], Tensor], output: Tensor) -> Tensor:
+    """Return which columns of a module's output its queries, keys or values are, head by head, on its device.
+
+    Args:
+        cut: of ``slot_projection``.
+    """
+    return cut(torch.arange(output.shape[-1], device=output.device)).flatten()
 
 
 def norm_over_heads(model: Model, layer: int, slot: str) -> nn.Module | None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.files import reading
+from headcodes.files import reading, reason_of
 from headcodes.report.folders import read_folder
 
 if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
     from headcodes.report.records import RunRecord
 
 _N_HEADS = 20
@@ -22,7 +24,8 @@ def push_folder(folder: Path | str, repo: str, *, token: str | None = None, priv
     """Send a saved run to a dataset repository of the Hub, which is made where it does not exist.
 
     ``circuit.json``, ``result.json``, a card and, where matplotlib is installed, a picture of the circuit go in one
-    commit: all of them or none. The prompts, the page that shows them, and the autoencoder stay where they are.
+    commit: all of them or none, and a repository that was made for them is taken back where they do not arrive. The
+    prompts, the page that shows them, and the autoencoder stay where they are.
 
     Args:
         folder: what ``Result.save`` or ``headcodes discover --out`` wrote.
@@ -49,14 +52,33 @@ def push_folder(folder: Path | str, repo: str, *, token: str | None = None, priv
         "the Hub must take what is sent to it", repo, "Nothing was sent; check owner/name, HF_TOKEN and the connection."
     ):
         api = HfApi(token=token, library_name="headcodes")
+        there = api.repo_exists(repo, repo_type="dataset")
         made = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        api.create_commit(
-            repo,
-            [CommitOperationAdd(name, content) for name, content in files.items()],
-            commit_message="Circuit found by headcodes",
-            repo_type="dataset",
-        )
+        try:
+            api.create_commit(
+                repo,
+                [CommitOperationAdd(name, content) for name, content in files.items()],
+                commit_message="Circuit found by headcodes",
+                repo_type="dataset",
+            )
+        except Exception as error:
+            if not there:
+                _take_back(api, repo, error)
+            raise
     return str(made)
+
+
+def _take_back(api: HfApi, repo: str, error: Exception) -> None:
+    """Delete the repository that was just made, and is empty.
+
+    Raises:
+        HeadcodesError: it cannot be deleted either.
+    """
+    try:
+        api.delete_repo(repo, repo_type="dataset", missing_ok=True)
+    except Exception as second:
+        got = f"{repo}: {reason_of(error)}; and the empty repository could not be deleted: {reason_of(second)}"
+        raise HeadcodesError("the Hub must take what is sent to it", got, f"Delete datasets/{repo} by hand.") from error
 
 
 def card(record: RunRecord, repo: str, picture: bool) -> str:

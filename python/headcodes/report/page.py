@@ -17,6 +17,7 @@ import numpy as np
 
 from headcodes.files import atomic_write
 from headcodes.report import figures
+from headcodes.report.compared import checkpoint_groups, task_groups
 from headcodes.report.folders import read_runs
 from headcodes.report.html import asset, csp_hash, embed, encodable, environment, plotly_script
 from headcodes.report.records import RunRecord
@@ -146,7 +147,8 @@ def _blocks(runs: Sequence[RunRecord]) -> dict[str, str]:
         "sequential": figures.colorscale(figures.SEQUENTIAL),
         "signs": [figures.DIVERGING[2], figures.DIVERGING[8]],
     }
-    return {"seeds": embed(seeds), "scales": embed(scales)} | blocks
+    compared = {"checkpoints": embed(checkpoint_groups(runs)), "tasks": embed(task_groups(runs))}
+    return {"seeds": embed(seeds), "scales": embed(scales)} | compared | blocks
 
 
 def _detail(run: RunRecord) -> dict[str, Any] | None:

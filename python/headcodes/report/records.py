@@ -31,6 +31,9 @@ _PER_HEAD = {
     "q_values": "q-value",
     "head_spread": SEED_LABELS[0],
     "head_consensus": SEED_LABELS[1],
+    "score_low": "score: low",
+    "score_high": "score: high",
+    "selection_frequency": "selected",
 }
 ARRAYS = ("codes", "judged", "pair_p_family", "pair_q_values", "head_scores_by_seed", "pair_spread", "pair_consensus")
 
@@ -132,7 +135,7 @@ class RunRecord:
         else:
             words += ["--prompts", "prompts.json"]
         words += ["--method", run["method"], "--level", run["level"]]
-        words += option_words(run, "n_train", "positions", "seed", "dtype", "threads", "bos", "fdr")
+        words += option_words(run, "n_train", "positions", "seed", "dtype", "threads", "bos", "fdr", "stable")
         if run.get("seeds"):
             words += ["--seeds", self.seeds]
         if "circuit_components" in run:

@@ -214,6 +214,8 @@ def run_facts(run: RunRecord) -> list[tuple[str, str]]:
         "codes": "of the first seed" if "seeds" in document and "codes" in run.arrays else None,
         "false-discovery rate asked for": document.get("fdr"),
         "permutations": document.get("n_permutations"),
+        "selected by at least": document.get("stable"),
+        "draws of the pairs": document.get("n_resamples"),
         "prompt pairs": document.get("n_prompts", check.get("n_pairs")),
         "trained on": None if "n_train" not in document else f"{document['n_train']} prompts (as asked for)",
         "positions": document.get("positions"),

@@ -310,3 +310,18 @@ def test_paths_between_the_largest_heads_judge_edges() -> None:
     assert without.paths is not None
     assert without.paths["pair_auc"] is None
     assert any("paths are not judged" in note for note in without.notes)
+
+
+def test_chosen_edges_are_said_not_to_be_judged_alone() -> None:
+    """A graph of another tool that chooses edges of the input and the logits runs as whole heads; a note says so."""
+    from headcodes.models import planted
+
+    made = planted.load("planted-ioi")
+    tokens = tokenize(made.task.build(made.model.tokenizer, n=8, seed=1), made.model.tokenizer)
+    whole = truths.circuit_of(made.truth)
+    graph = replace(whole, edges=(("input", "a0.h3<q>"), ("a4.h0", "logits")))
+    notes = [evaluate_circuit(each, made.model, tokens, truth=None, n_pairs=4).notes for each in (whole, graph)]
+    assert not any("chosen edges" in note for note in notes[0])
+    (said,) = (note for note in notes[1] if "chosen edges" in note)
+    assert said.startswith(f"faithfulness is of the {len(whole.heads)} chosen heads as a whole")
+    assert said.endswith("not the 2 chosen edges alone")

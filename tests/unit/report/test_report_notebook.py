@@ -25,6 +25,8 @@ def shown(cell: Any) -> list[tuple[str, list[str]]]:
     ("name", "said"),
     [
         pytest.param("first-circuit", "2 runs in one file, below 6 MB"),
+        pytest.param("many-models", "36 runs in one file"),
+        pytest.param("compare-checkpoints", "of the prompts right"),
         pytest.param("own-task", "of 270 heads: faithfulness 0.", marks=pytest.mark.real),
     ],
 )

@@ -71,6 +71,48 @@
     draw();
   };
 
+  // Several groups of runs, one of them shown at a time.
+  const drawCompared = (id, title, note, draw) => {
+    const box = document.getElementById(id), groups = block(id);
+    if (box.hasChildNodes() || !groups.length) return;
+    const pick = make("select", { "data-role": id }, ...groups.map((group, i) => make("option", { value: String(i) }, group.label)));
+    const at = make("div");
+    const update = () => { clear(at); draw(at, groups[Number(pick.value)]); };
+    pick.addEventListener("change", update);
+    box.append(make("h2", {}, title), make("p", { className: "lead" }, note), make("div", { className: "filters" }, make("label", {}, "runs", pick)), at);
+    update();
+  };
+  const times = (names, counts) => names.map((name, i) => `${name} (${counts[i]})`).join(", ");
+  const matrixTable = (group, figure, what) => () => {
+    const values = decode(figure.data[0].customdata), columns = figure.data[0].x;
+    return table(`${what} by head`, ["head", ...columns.map(shown)], group.heads.map((head, i) =>
+      [head, ...columns.map((_, j) => values[2 * (i * columns.length + j)])]));
+  };
+  const drawCheckpoints = () => drawCompared("checkpoints", "Along checkpoints",
+    "How the scores of the strongest heads move along the checkpoints of one model: means over seeds and draws of prompts.", (at, group) => {
+      place(at,
+        chart({ figure: group.lines, name: "checkpoint lines", wide: true,
+          alt: `Scores of ${group.lines.data.length} heads along ${group.checkpoints.length} checkpoints`,
+          caption: `Checkpoints, and runs of each: ${times(group.checkpoints, group.n_runs)}.`,
+          table: () => curveTable(group.lines) }),
+        chart({ figure: group.matrix, name: "checkpoint matrix", wide: true,
+          alt: `Matrix of ${group.heads.length} heads by ${group.checkpoints.length} checkpoints: score`,
+          caption: "Heads by checkpoints, those of largest score anywhere first; hovering tells in how many runs' circuits a head is.",
+          table: matrixTable(group, group.matrix, "Score") }));
+    });
+  const drawTasks = () => drawCompared("tasks", "Across tasks",
+    "Which heads tasks share: those in the circuit of at least half of a task's runs. Specificity is 0 where scores are alike in all tasks, 1 where one task has them alone (tau).", (at, group) => {
+      const shared = group.of.filter((tasks) => tasks.length === group.tasks.length).length;
+      const own = group.of.filter((tasks) => tasks.length === 1).length;
+      at.append(make("p", { "data-role": "shared" }, `Of ${group.heads.length} heads ${shared} are shared by all ${group.tasks.length} tasks, ${own} belong to one.`));
+      place(at, chart({ figure: group.matrix, name: "task matrix", wide: true,
+        alt: `Matrix of ${group.heads.length} heads by ${group.tasks.length} tasks: consensus`,
+        caption: `Share of runs whose circuit has the head. Tasks, and runs of each: ${times(group.tasks, group.n_runs)}.`,
+        table: matrixTable(group, group.matrix, "Consensus") }));
+      at.append(inBox(table("Heads and the tasks they belong to", ["head", "specificity", "tasks"],
+        group.heads.map((head, i) => [head, group.specificity[i], foreign(group.of[i].join(", "))])), "Heads and their tasks"));
+    });
+
   // ---- comparison ---------------------------------------------------------------------------------------------
   const ranks = (values) => {
     const order = values.map((_, i) => i).sort((a, b) => values[b] - values[a]);
@@ -145,7 +187,7 @@
       if (section.hidden && section.id === "view-run") clear(section);
     }
     document.querySelectorAll("nav a").forEach((a) => (a.dataset.view === view ? a.setAttribute("aria-current", "page") : a.removeAttribute("aria-current")));
-    if (view === "overview") drawGroups();
+    if (view === "overview") drawCheckpoints(), drawTasks(), drawGroups();
     if (view === "run") showRun(nRuns === 1 ? 0 : indices[0]);
     if (view === "compare") {
       const picks = ["first", "second"].map((side) => document.getElementById(`pick-${side}`));
