@@ -226,6 +226,7 @@ def explain(
         pairs=inputs.tokens.pairs,
         bos_added=inputs.tokens.bos,
         first_ids=tuple(inputs.tokens.clean[0]),
+        layers_without_heads=tuple(inputs.model.without_heads),
         backend=resolve_backend(inputs.backend, inputs.model.device),
         task_check=task_check,
         findings=findings,
@@ -259,6 +260,7 @@ def _settings_of(inputs: Inputs, method: str, level: Level, seed: int) -> dict[s
     return {name: getattr(inputs.settings, name) for name in SETTINGS} | {
         "model": inputs.model.name,
         "revision": inputs.model.revision,
+        "projection": inputs.model.projection,
         "method": method,
         "level": level,
         "seed": seed,

@@ -56,6 +56,20 @@ def split_slot(name: str) -> tuple[str, str | None]:
     return (match[1], match[2]) if match else (name, None)
 
 
+def numbered(layers: Iterable[int]) -> str | None:
+    """Return "layer 3" or "layers 0-2, 4" for layers in rising order; None for none."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][1] + 1:
+            runs[-1][1] = layer
+        else:
+            runs.append([layer, layer])
+    if not runs:
+        return None
+    names = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return f"layer{'' if len(runs) == 1 and runs[0][0] == runs[0][1] else 's'} {names}"
+
+
 def stage(name: str, *, n_layers: int, n_heads: int, parallel_attn_mlp: bool = False) -> int:
     """Return when a node writes, counted from the input: an edge must go from a smaller to a larger stage.
 

@@ -47,13 +47,12 @@ class Result(Settings):
 
     Attributes:
         pairs: the prompts, as they were given.
-        bos_added: whether a BOS token, or whatever else the tokenizer begins every text with, was put in front.
-        first_ids: the first clean prompt's token ids, as the model was given them.
+        bos_added, first_ids: whether a beginning of the tokenizer's was put in front; the first clean prompt's ids.
         seed: of everything that was drawn; where there are several, of what was not drawn by the method.
         task_check: whether the model does the task at all.
         timings_s: seconds for import, load, capture, train, encode, overlap, and in total; and of whatever else ran.
         fdr: level of the filter that was asked for: heads whose codes differ between the sides by more than chance,
-            at this false-discovery rate, are let into the circuit. Passing is not membership in the circuit.
+            at this false-discovery rate, are let into the circuit; that is not membership in it.
         node_tests, pair_tests: permutation tests behind the filter; pair_tests at edge level.
         verify: what was asked of exact patching: a number of heads, "auto", or None where none was to be.
         verification: exact effects of the best-ranked heads; the circuit is then the confirmed ones.
@@ -61,8 +60,8 @@ class Result(Settings):
         held_out: the circuit judged on prompts that were held out (``headcodes.evaluation.confirm.on_held_out``).
         unverified: why no head was patched, or the circuit not judged, although it was to be.
         metric: of the answer that the method worked with; None: it works with none.
-        by_seed: every seed's scores, where ``seeds`` were asked for: the scores here are then their means, codes and
-            autoencoder the first seed's.
+        by_seed: every seed's scores, where ``seeds`` were asked for: scores are then their means, codes the first's.
+        layers_without_heads: of a hybrid model; what is said of heads there is 0.
     """
 
     d_model: int
@@ -85,6 +84,7 @@ class Result(Settings):
     by_seed: SeedScores | None = None
     metric: str | None = None
     first_ids: tuple[int, ...] = ()
+    layers_without_heads: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         # Bounds are those of what can be asked for: a model of the caller's own may have another dtype.
@@ -182,6 +182,7 @@ class Result(Settings):
             **({} if self.pairs.reading is None else {"reading": self.pairs.reading.as_dict()}),
             "n_layers": self.n_layers,
             "n_heads": self.n_heads,
+            "layers_without_heads": list(self.layers_without_heads),
             "components": self.components,
             "head_scores": self.head_scores.ravel().tolist(),
         }

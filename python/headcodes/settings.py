@@ -39,6 +39,7 @@ class SharedSettings:
             has them.
         chat, system: whether prompts are rendered by the tokenizer's chat template, and its system message.
         device, dtype: of the model.
+        projection: where its attention output projection lies, if it must be told (``load_model``).
         threads: CPU threads; results depend on the number.
 
     Raises:
@@ -58,6 +59,7 @@ class SharedSettings:
     system: str = ""
     device: str = "auto"
     dtype: str = field(default="auto", metadata={"enum": ["auto", "float32", "bfloat16", "float16"]})
+    projection: str | None = None
     threads: int = field(default=1, metadata={"minimum": 1, "maximum": MOST_THREADS})
 
     @property
@@ -111,7 +113,7 @@ def _types(settings: type[SharedSettings]) -> dict[str, type]:
 
 
 SHARED = tuple(_types(SharedSettings))
-# Name -> type in files: str, int or bool. What names the run stands first; a revision and a negative may be None too.
+# Name -> type in files. What names the run stands first; a revision, a negative and a projection may be None too.
 SETTINGS = {name: kind for name, kind in _types(Settings).items() if name not in SHARED} | _types(SharedSettings)
 
 

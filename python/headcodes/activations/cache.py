@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 2 << 30
 _FORMAT = 4
-_ABOUT = ("name", "revision", "family", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_heads", "d_model", "d_vocab")
+_SIZES = ("n_layers", "n_heads", "n_kv_heads", "d_head", "d_heads", "d_model", "d_vocab")
+_ABOUT = ("name", "revision", "family", "projection", "without_heads", *_SIZES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ def bench(
         Literal["quality", "paper", "speed"], typer.Option(help="quality: methods x tasks x seeds on one model.")
     ] = "quality",
     model: Annotated[str, typer.Option(help="As for discover; planted-ioi has a known circuit.")] = Settings.model,
+    revision: options.Revision = None,
+    projection: options.Projection = None,
     methods: Annotated[str, typer.Option(help="Methods, parted by commas; all of them by default.")] = "",
     tasks: Annotated[str, typer.Option(help="Tasks, parted by commas.")] = "ioi",
     seeds: Annotated[int, typer.Option(min=1, max=100_000, help="Seeds 0 .. N-1, of prompts and methods.")] = 5,
@@ -67,7 +69,8 @@ def bench(
             method_ids=_listed(methods) or list(METHODS),
             task_ids=_listed(tasks),
             seeds=range(seeds),
-            shared=shared | {"level": level},
+            shared=shared | {"level": level, "projection": projection},
+            revision=revision,
             truth_pairs=truth_pairs,
             top=top,
             budget_s=budget,

@@ -32,6 +32,8 @@ def scan(
     bos: options.Bos = "auto",
     device: options.Device = Settings.device,
     dtype: options.Dtype = Settings.dtype,
+    revision: Annotated[str | None, typer.Option(help="Of the models that name none.")] = None,
+    projection: options.Projection = None,
     threads: Annotated[int, typer.Option(min=1, max=MOST_THREADS, help="CPU threads of one cell.")] = Settings.threads,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Cells at once; by default one a GPU, or one.")] = None,
@@ -45,7 +47,7 @@ def scan(
     from headcodes.scan import command
     from headcodes.scan.plan import PLAN_SETTINGS
 
-    sources = {name: context.get_parameter_source(name) for name in (*command.LISTS, *PLAN_SETTINGS)}
+    sources = {name: context.get_parameter_source(name) for name in (*command.LISTS, "revision", *PLAN_SETTINGS)}
     given = {name: context.params[name] for name, source in sources.items() if source and source.name == "COMMANDLINE"}
     chosen = command.read_plan(plan, given)
     if dry_run:

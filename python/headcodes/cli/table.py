@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from headcodes.evaluation.confirm import confirmation
-from headcodes.graph import parse_part
+from headcodes.graph import numbered, parse_part
 from headcodes.interventions.verify import SHARE
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ def paragraphs(result: Result, top: int) -> list[Paragraph]:
         f"logit difference {check.positive_logit_diff:+.2f} positive, {check.negative_logit_diff:+.2f} negative",
         *whole,
     ]
+    if result.layers_without_heads:
+        heading.append(f"no attention heads in {numbered(result.layers_without_heads)}: run, and left out")
     if result.findings.fallback is not None:
         heading.append(f"default stands for {result.method_used}: {result.findings.fallback}")
     if result.unverified is not None:

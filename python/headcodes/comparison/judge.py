@@ -103,19 +103,21 @@ def judged_row(cell: Mapping[str, Any], model: Model, judge: Judge, out: Path) -
 
 def about(cell: Mapping[str, Any]) -> dict[str, Any]:
     """Return what names a cell in the rows of a comparison."""
-    names = ("model", "task", "method", "level", "seed")
-    return {name: cell[name] for name in names} | {"n_pairs": cell["n_prompts"]}
+    names = ("task", "method", "level", "seed")
+    model = cell["model"] if cell["revision"] is None else f"{cell['model']}@{cell['revision']}"
+    return {"model": model} | {name: cell[name] for name in names} | {"n_pairs": cell["n_prompts"]}
 
 
 def _judge(cell: Mapping[str, Any], model: Model, judge: Judge, out: Path) -> Row:
     arrays = read_arrays(out, cell)
     shape = cell["n_layers"], cell["n_heads"]
     scores = np.array(cell["head_scores"], dtype=np.float64).reshape(shape)
+    real = model.real_heads
     found: dict[str, Any] = {
         "seconds": dict(cell["timings_s"])["total"],
         "peak_bytes": max(0, cell["peak_memory_bytes"] - cell["held_memory_bytes"]),
-        "auc": metrics.roc_auc(scores, judge.labels),
-        "ap": metrics.average_precision(scores, judge.labels),
+        "auc": metrics.roc_auc(scores[real], judge.labels[real]),
+        "ap": metrics.average_precision(scores[real], judge.labels[real]),
         "labels": judge.labels.tolist(),
         "scores": scores.tolist(),
     }

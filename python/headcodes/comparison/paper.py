@@ -63,7 +63,7 @@ def run_paper(
         for level in ("node", "edge"):
             able = [method for method in PAPER_METHODS if level in methods.get(method).levels]
             of_level = {**shared, "level": level}
-            for row in judged_cells(name, task, able, seeds, of_level, make, out, worker, budget_s):
+            for row in judged_cells((name, None), task, able, seeds, of_level, make, out, worker, budget_s):
                 rows.append(row)
                 report(row)
     if rows:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcodes import methods, tasks
-from headcodes.comparison.judge import Judge, judged_row, make_judge
+from headcodes.comparison.judge import Judge, about, judged_row, make_judge
 from headcodes.comparison.rows import Row, write
 from headcodes.errors import HeadcodesError
 from headcodes.scan.cells import Worker
@@ -34,6 +34,7 @@ def run_quality(
     task_ids: Sequence[str],
     seeds: Sequence[int],
     shared: Shared,
+    revision: str | None = None,
     truth_pairs: int = 32,
     top: int = 20,
     budget_s: float | None = None,
@@ -47,8 +48,9 @@ def run_quality(
     failed when its file is removed. What was over budget with one seed is not tried with the next ones.
 
     Args:
-        model: as ``load_model`` takes it.
-        shared: settings of ``headcodes.scan.Plan``: level, n_prompts, device, dtype, threads. Seed k draws prompts k.
+        model, revision: as ``load_model`` takes them.
+        shared: settings of ``headcodes.scan.Plan``: level, n_prompts, device, dtype, projection, threads. Seed k draws
+            prompts k.
         report: called with every row as soon as it is known.
 
     Raises:
@@ -62,7 +64,7 @@ def run_quality(
     rows: list[Row] = []
     for task in task_ids:
         make = partial(make_judge, task=task, top=top, n_pairs=truth_pairs, with_faithfulness=with_faithfulness)
-        for row in judged_cells(model, task, method_ids, seeds, shared, make, out, worker, budget_s):
+        for row in judged_cells((model, revision), task, method_ids, seeds, shared, make, out, worker, budget_s):
             rows.append(row)
             report(row)
     write(rows, out)
@@ -70,7 +72,7 @@ def run_quality(
 
 
 def judged_cells(
-    model: str,
+    model: tuple[str, str | None],
     task: str,
     method_ids: Sequence[str],
     seeds: Sequence[int],
@@ -86,7 +88,7 @@ def judged_cells(
     level = shared.get("level", "node")
     able = tuple(method for method in method_ids if level in methods.get(method).levels)
     for seed in seeds:
-        plan: dict[str, Any] = {"models": ((model, None),), "tasks": ((task, None),), "seeds": (seed,)}
+        plan: dict[str, Any] = {"models": (model,), "tasks": ((task, None),), "seeds": (seed,)}
         cells = {cell.method: cell for cell in Plan(methods=able, **plan, **shared, prompt_seed=seed).cells()}
         kept = _rows_kept({name: cell for name, cell in cells.items() if name not in over}, out, budget_s)
         jobs = tuple((cell.identity(), cell) for name, cell in cells.items() if name not in {*over, *kept})
@@ -95,8 +97,12 @@ def judged_cells(
         for method in method_ids:
             if method not in cells:
                 levels = " and ".join(methods.get(method).levels)
-                about = {"model": model, "task": task, "level": level, "seed": seed, "n_pairs": shared["n_prompts"]}
-                row = Row(**about, method=method, status="not possible", note=f"scores {levels} level only")
+                named = {"model": model[0], "revision": model[1], "task": task, "level": level, "seed": seed}
+                row = Row(
+                    **about(named | {"method": method, "n_prompts": shared["n_prompts"]}),
+                    status="not possible",
+                    note=f"scores {levels} level only",
+                )
             elif method in over:
                 before = over[method]
                 row = replace(before, seed=seed, note=f"{before.note} with seed {before.seed}, so not tried")

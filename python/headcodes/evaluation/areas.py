@@ -94,16 +94,18 @@ def head_cpr_cmd(
     """
     shape = np.shape(head_scores)
     engines = []
+    real = np.flatnonzero(model.real_parts(shape[1]))
 
     def together(wanted: list[tuple[int, ...]]) -> list[float]:
         kept = np.zeros((1 + len(wanted), *shape), dtype=bool)
         for mask, taken in zip(kept[1:], wanted, strict=True):
-            mask.ravel()[list(taken)] = True
+            mask.ravel()[real[list(taken)]] = True
         found = behaviour(model, tokens, kept, ablation=ablation, engine=engine, memory_bytes=memory_bytes)
         engines.append(found.engine)
         return list(normalised(found.logit_diff, empty=2)[3:].tolist())
 
-    return _cpr_cmd_together(together, head_scores, shares) | {"engine": vars(engines[-1])}
+    flat = np.asarray(head_scores).ravel()[real]
+    return _cpr_cmd_together(together, flat, shares) | {"engine": vars(engines[-1])}
 
 
 def edge_cpr_cmd(

@@ -171,7 +171,7 @@ def confirmation(findings: Findings, verification: Verification) -> dict[str, An
         "least_share": SHARE,
         "stopped": verification.stopped,
         "paths_proposed_by": "gradients" if takes_gradients(findings) else "composition",
-        "n_unreached": len(scores) - len(reached),
+        "n_unreached": len(scores) - findings.n_left_out - len(reached),
         "unreached_share": max(0.0, 1 - sum(scores[part] for part in reached) / total) if total > 0 else 0.0,
     }
 

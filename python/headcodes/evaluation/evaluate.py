@@ -91,8 +91,9 @@ def evaluate_circuit(
                 "Choose a truth of this model, or 'causal'.",
             )
         about = _about(judge, labels)
-        ranking = _ranking(circuit, judge, labels, top, n_resamples, seed) if scored else None
-        membership = _membership(circuit.head_mask, labels)
+        real = np.ones(labels.shape, dtype=bool) if model is None else model.real_heads
+        ranking = _ranking(circuit, judge, labels, real, top, n_resamples, seed) if scored else None
+        membership = _membership(circuit.head_mask[real], labels[real])
         if isinstance(judge, CausalTruth):
             together = _components(circuit, judge, top)
         if isinstance(judge, GroundTruth) and model is not None and circuit.model != judge.model:
@@ -203,11 +204,13 @@ def _ranking(
     circuit: Circuit,
     judge: GroundTruth | CausalTruth,
     labels: np.ndarray[Any, Any],
+    real: np.ndarray[Any, Any],
     top: int,
     n_resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    scores = np.abs(circuit.head_scores)  # a truth is about |effect|
+    # A truth is about |effect|; layers without heads are ranked by nobody.
+    scores, labels = np.abs(circuit.head_scores)[real], labels[real]
     found: dict[str, Any] = {
         "roc_auc": metrics.roc_auc(scores, labels),
         "roc_auc_pessimistic": metrics.roc_auc_pessimistic(scores, labels),
@@ -218,8 +221,8 @@ def _ranking(
         "intervals": None,
     }
     if isinstance(judge, CausalTruth):
-        found["spearman"] = rank_correlation(scores, judge.head_effects)
-        effects = judge.per_pair_head_effects
+        found["spearman"] = rank_correlation(scores, judge.head_effects[real])
+        effects = judge.per_pair_head_effects[:, real.ravel()]
         found["intervals"] = {
             name: metrics.against_effects(metric, scores, effects, top, n_resamples=n_resamples, seed=seed).as_dict()
             for name, metric in (("roc_auc", metrics.roc_auc), ("average_precision", metrics.average_precision))

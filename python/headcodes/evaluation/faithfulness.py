@@ -301,11 +301,12 @@ def curve(
         HeadcodesError: as ``faithfulness``.
     """
     shape = np.shape(head_scores)
-    n_all = int(np.prod(shape))
+    real = np.flatnonzero(model.real_parts(shape[1]))
+    n_all = len(real)
     steps = sorted(set(sizes)) if sizes is not None else default_sizes(n_all)
-    order = np.argsort(-np.asarray(head_scores, dtype=np.float64).ravel(), kind="stable")
+    order = real[np.argsort(-np.asarray(head_scores, dtype=np.float64).ravel()[real], kind="stable")]
     generator = np.random.default_rng(seed)
-    orders = [order] + [generator.permutation(n_all) for _ in range(n_random)]
+    orders = [order] + [real[generator.permutation(n_all)] for _ in range(n_random)]
     ranked = [[_first(which, size, shape) for size in steps] for which in orders]
     kept = np.stack([np.zeros(shape, dtype=bool), *(m for row in ranked for m in row), *(~m for m in ranked[0])])
     found = behaviour(model, tokens, kept, ablation=ablation, engine=engine, memory_bytes=memory_bytes)

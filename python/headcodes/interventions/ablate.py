@@ -282,7 +282,7 @@ class _Cut:
             if shared:
                 return values.flatten(-2)
             output = output.clone()
-            cut(output).copy_(values)
+            cut.put(output, values)
             return output
 
         return replace

@@ -162,7 +162,12 @@ def causal_truth(
     if components == "heads+mlps":
         parts += [(layer, None) for layer in range(model.n_layers)]
         names += [f"m{layer}" for layer in range(model.n_layers)]
-    effects, used = patch_effects(model, chosen, parts, components, progress, cache, engine, memory_bytes, metric)
+    real = [place for place, (layer, head) in enumerate(parts) if head is None or layer not in model.without_heads]
+    some = [parts[place] for place in real]
+    found, used = patch_effects(model, chosen, some, components, progress, cache, engine, memory_bytes, metric)
+    # A layer without heads has nothing to patch.
+    effects = np.zeros((len(chosen), len(parts)))
+    effects[:, real] = found
     return CausalTruth(
         effects=effects,
         clean_ld=clean_ld,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Graph
 from headcodes.interventions.runs import Parts, node_bytes_per_token
+from headcodes.models.families import part_at
 from headcodes.models.hooks import edit_input
 from headcodes.models.slots import norm_over_heads, slot_projection
 from headcodes.models.weights import matrix_of
@@ -82,7 +83,8 @@ class Reads:
         with ExitStack() as hooks:
             for layer, block in enumerate(model.layers):
                 self._layer_calls[layer] = []
-                attention, mlp, reader = model.attention(layer), model.mlp(layer), model.mlp_reader(layer)
+                attention = part_at(block, model.attention_path)
+                mlp, reader = model.mlp(layer), model.mlp_reader(layer)
                 for child in block.children():
                     if child not in (attention, mlp, reader) and not isinstance(child, nn.Dropout):
                         hooks.callback(child.register_forward_hook(self._note_child(layer)).remove)
@@ -190,7 +192,7 @@ class Reads:
         made |= {slot: self._slot_normed[layer, slot] for slot in model.facts.norms_over_heads}
         outputs = list({id(part): part for part in made.values()}.values())
         shape = (*z.shape[:2], model.n_heads, model.d_heads[layer])
-        by_head = torch.zeros(3, *shape, dtype=torch.float32, device=z.device)
+        by_head: list[Tensor] = []
         gradient = gradient.reshape(shape)
         for member in range(group):
             part = torch.zeros_like(gradient)
@@ -199,7 +201,9 @@ class Reads:
             found_by_output = {id(part): gradient for part, gradient in zip(outputs, found, strict=True)}
             for place, slot in enumerate("qkv"):
                 values = self.slots[layer][slot][1](found_by_output[id(made[slot])]).float()
-                by_head[place, :, :, member::group] = values[:, :, member::group] if slot == "q" else values
+                if member == 0:
+                    by_head.append(values.new_zeros(*shape[:3], values.shape[-1]))
+                by_head[place][:, :, member::group] = values[:, :, member::group] if slot == "q" else values
         normed = self._slot_in[layer]
         reads = []
         for place, slot in enumerate("qkv"):
@@ -221,8 +225,9 @@ class Reads:
         weight, normed = matrix_of(module).float(), self._slot_normed[layer, slot]
         for head in range(self.model.n_heads):
             own = torch.zeros_like(normed)
-            columns = cut(own)
-            columns[:, :, head * columns.shape[2] // self.model.n_heads] = by_head[:, :, head].to(own.dtype)
+            values = cut(own)
+            values[:, :, head * values.shape[2] // self.model.n_heads] = by_head[:, :, head].to(own.dtype)
+            cut.put(own, values)
             gradient = torch.autograd.grad(normed, self._slot_out[layer, module], own, retain_graph=True)[0]
             yield gradient.float() @ weight.T
 

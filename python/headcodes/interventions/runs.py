@@ -163,6 +163,15 @@ def node_bytes_per_token(model: Model) -> int:
     return int(torch.empty(0, dtype=model.dtype).element_size() * model.n_layers * per_layer)
 
 
+def kept_bytes_per_token(model: Model) -> int:
+    """Estimate the same where the graph is made a layer at a time: what enters every layer, the parts of both runs, the
+    gradients there, and one layer's graph."""
+    columns = model.n_heads * model.d_head
+    per_layer = 4 * model.d_model + 3 * columns
+    kept = torch.empty(0, dtype=model.dtype).element_size() * model.n_layers * per_layer
+    return int(kept + node_bytes_per_token(model) // model.n_layers)
+
+
 @dataclass
 class Parts:
     """What one pass left behind, layer by layer, as it ran: tensors of the graph where gradients are on.

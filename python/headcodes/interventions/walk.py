@@ -28,7 +28,7 @@ from headcodes.models.hooks import as_found
 from headcodes.models.model import Model
 from headcodes.models.prefix_cache import cache_argument, prefix_cache, why_not_walked
 from headcodes.models.relied import announce, body_of, soft_capped
-from headcodes.models.slots import slot_projection
+from headcodes.models.slots import Cut, slot_projection
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -277,10 +277,10 @@ def _editing(model: Model, plan: EditPlan, shape: _Shape) -> Iterator[None]:
 
         return edit
 
-    def slot(layer: int, name: str, cut: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def slot(layer: int, name: str, cut: Cut) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         def edit(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
             output = output.clone()
-            plan.edit_slot(layer, name, cut(unfold(output, output.shape[-1])))
+            cut.edit(unfold(output, output.shape[-1]), lambda heads: plan.edit_slot(layer, name, heads))
             return output
 
         return edit

@@ -14,7 +14,8 @@ import torch
 
 from headcodes.activations.capture import mlps_of
 from headcodes.errors import HeadcodesError
-from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
+from headcodes.interventions.gradients import arrived, backward_bytes, with_gradients
+from headcodes.interventions.metric import refuse_flat
 from headcodes.interventions.runs import (
     POSITION_GROUPS,
     batches,
@@ -149,7 +150,7 @@ def refuse_without_gradient(model: Model, tokens: TokenPairs) -> None:
         raise GradientError.because(f"the weights are stored as {model.dtype}")
     if any(part.is_meta for part in model.module.parameters()):
         raise GradientError.because("some of the weights are offloaded")
-    needed, free = node_bytes_per_token(model) * max(map(len, tokens.clean)), free_bytes(model.device)
+    needed, free = backward_bytes(model, max(map(len, tokens.clean))), free_bytes(model.device)
     if needed > free:
         raise GradientError.because(
             f"one pair's backward pass takes about {needed >> 20} MiB, and {free >> 20} MiB are free"
@@ -183,9 +184,9 @@ def products(
         for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
             with torch.no_grad():
                 corrupt = run(model, batch.corrupt, batch)
-            clean = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
-            parts = [*clean.z, *clean.mlp] if mlps else clean.z
-            gradients = torch.autograd.grad(measure(metric, batch, clean.logits).sum(), parts)
+            clean, at_parts = with_gradients(model, batch, metric)
+            kinds = ("z", "mlp") if mlps else ("z",)
+            gradients = arrived(model, at_parts, [(kind, layer) for kind in kinds for layer in range(model.n_layers)])
             groups = EachDevice(position_groups(batch, positions, alignment))
             found = []
             for layer in range(model.n_layers):

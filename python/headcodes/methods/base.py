@@ -96,6 +96,8 @@ class Method:
             scored = module.find_many(self.id, inputs, level, seeds)
         else:
             scored = [module.find(self.id, inputs, level, seed) for seed in seeds]
+        for findings in scored:
+            findings.leave_out(inputs.model.without_heads)
         if not all(np.isfinite(findings.head_scores).all() for findings in scored):
             raise HeadcodesError(
                 "every head's score must be a finite number",

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from headcodes.activations.capture import mlps_of
-from headcodes.errors import HeadcodesError
 from headcodes.graph import Edges
+from headcodes.interventions.gradients import arrived, gradients_at, with_gradients
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
 from headcodes.interventions.reads import Reads, edge_bytes_per_token, graph_of
 from headcodes.interventions.runs import (
@@ -217,37 +217,35 @@ class _Pass:
     metric: Metric = "logit-diff"
 
     def run(self, totals: _Totals, at: Tensor | None = None) -> None:
-        reads = None if totals.edges is None else Reads(self.model)
-        also = None if reads is None else reads.recording()
-        whole = whole_vocabulary(self.metric)
-        parts = run(self.model, self.batch.clean, self.batch, edits=self.edits, also=also, whole_vocabulary=whole)
+        reference = None if self.clean is None else self.clean.logits
+        reads = None
+        if totals.edges is None:
+            parts, gradients = with_gradients(
+                self.model, self.batch, self.metric, reference=reference, edits=self.edits
+            )
+        else:
+            reads = Reads(self.model)
+            parts, gradients = self._whole_graph(reads, reference)
         differences = _differences(self.clean or parts, self.corrupt, at)
-        tensors: dict[tuple[str, int], Tensor] = {key: parts.get(*key) for key in self._scored(parts)}
-        if reads is not None:
-            tensors |= {("z", layer): z for layer, z in enumerate(parts.z)}
-            tensors |= {("reads", layer): entry for layer, entry in reads.mlp_in.items()}
-            tensors["logits", 0] = reads.final_in
-        # What lies before an edited part has no gradient through it, and is not asked for below.
-        found = torch.autograd.grad(
-            measure(self.metric, self.batch, parts.logits, None if self.clean is None else self.clean.logits).sum(),
-            list(tensors.values()),
-            retain_graph=reads is not None,
-            allow_unused=True,
-        )
-        gradients = {key: gradient for key, gradient in zip(tensors, found, strict=True) if gradient is not None}
-        for kind, layer in self._scored(parts):
-            if (kind, layer) not in gradients:
-                # Some quantised layers have no backward pass.
-                raise HeadcodesError(
-                    "A gradient must reach every part of the model",
-                    f"none at {kind} of layer {layer} in {self.model.name}",
-                    "Use a method that needs none: contrast, patching.",
-                )
+        arrived(self.model, gradients, self._scored(parts))
         for kind, layer in self._scored(parts):
             totals.add_node(kind, layer, differences.get(kind, layer), gradients[kind, layer], self.weight)
         if reads is not None:
             self._score_edges(totals, reads, parts, differences, gradients)
         totals.arrive()
+
+    def _whole_graph(self, reads: Reads, reference: Tensor | None) -> tuple[Parts, dict[tuple[str, int], Tensor]]:
+        """Run and differentiate with every part that edges are read from at hand, and the graph kept for more."""
+        whole = whole_vocabulary(self.metric)
+        also = reads.recording()
+        parts = run(self.model, self.batch.clean, self.batch, edits=self.edits, also=also, whole_vocabulary=whole)
+        tensors: dict[tuple[str, int], Tensor] = {key: parts.get(*key) for key in self._scored(parts)}
+        tensors |= {("z", layer): z for layer, z in enumerate(parts.z)}
+        tensors |= {("reads", layer): entry for layer, entry in reads.mlp_in.items()}
+        tensors["logits", 0] = reads.final_in
+        # What lies before an edited part has no gradient through it, and is not asked for below.
+        summed = measure(self.metric, self.batch, parts.logits, reference).sum()
+        return parts, gradients_at(summed, tensors, again=True)
 
     def _scored(self, parts: Parts) -> list[tuple[Kind, int]]:
         if self.only is not None:

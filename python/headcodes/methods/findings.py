@@ -58,6 +58,7 @@ class Findings:
         method_used: the method that ``default`` stood for; None where the method asked for ran itself.
         fallback: why ``default`` stood for a method without gradients; None where it did not.
         engine: which engine patched, and why; of the method ``patching`` only.
+        n_left_out: entries of ``head_scores`` that are no heads: a hybrid's layers may have none.
         timings_s: seconds a stage.
     """
 
@@ -83,6 +84,7 @@ class Findings:
     method_used: str | None = None
     fallback: str | None = None
     engine: EngineUsed | None = None
+    n_left_out: int = 0
     timings_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -111,6 +113,21 @@ class Findings:
             return self.head_scores
         signs: Float[np.ndarray, "n_layers n_heads"] = np.where(self.signed < 0, -self.head_scores, self.head_scores)
         return signs
+
+    def leave_out(self, layers: Sequence[int]) -> None:
+        """Set whatever is said of heads in layers that have none to zero."""
+        if not layers:
+            return
+        self.n_left_out = len(layers) * self.head_scores.shape[1]
+        numbers = np.arange(self.head_scores.size).reshape(self.head_scores.shape)[list(layers)].ravel()
+        for scores in (self.head_scores, self.signed, self.by_position):
+            if scores is not None:
+                scores[list(layers)] = 0
+        for scores in (self.mention_scores, self.by_place, self.pair_scores):
+            if scores is not None:
+                scores[numbers] = 0
+        if self.pair_scores is not None:
+            self.pair_scores[:, numbers] = 0
 
     def propose_pairs(self) -> None:
         """Score every pair of heads by the product of its heads' scores: knows nothing of pairs, and finds the model's

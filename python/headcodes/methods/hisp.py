@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
-from headcodes.interventions.runs import batches, chosen_positions, graph_bytes, node_bytes_per_token, ready, run
+from headcodes.interventions.gradients import at_heads, with_gradients
+from headcodes.interventions.metric import refuse_flat
+from headcodes.interventions.runs import batches, chosen_positions, graph_bytes, node_bytes_per_token, ready
 from headcodes.methods.findings import Findings
 from headcodes.methods.stability import ByPair
 from headcodes.models.devices import brought
@@ -34,8 +35,8 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     importance = torch.zeros(len(tokens), model.n_layers, model.n_heads, dtype=torch.float64)
     with findings.timed("attribute"), ready(model), progress("attributing", total=len(tokens)) as advance:
         for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
-            parts = run(model, batch.clean, batch, whole_vocabulary=whole_vocabulary(metric))
-            gradients = torch.autograd.grad(measure(metric, batch, parts.logits).sum(), parts.z)
+            parts, found_gradients = with_gradients(model, batch, metric)
+            gradients = at_heads(model, found_gradients)
             at = chosen_positions(batch, inputs.settings.positions)
             found = []
             for z, gradient in zip(parts.z, gradients, strict=True):

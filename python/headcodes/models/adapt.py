@@ -7,12 +7,12 @@ import tempfile
 from typing import Any
 
 import torch
-from torch import nn
 
 from headcodes.errors import HeadcodesError, missing_package
 from headcodes.files import reason_of
 from headcodes.models.check import prove
-from headcodes.models.families import find_family, refuse, resolve_path
+from headcodes.models.families import find_family, part_at, refuse, resolve_path
+from headcodes.models.hooks import NoHeads
 from headcodes.models.model import Model
 from headcodes.models.sources import (
     Source,
@@ -21,6 +21,7 @@ from headcodes.models.sources import (
     not_loaded,
 )
 from headcodes.models.untrusted import unasked
+from headcodes.models.weights import refuse_format
 
 
 def from_transformers(
@@ -66,33 +67,36 @@ def from_transformers(
         assert family is not None
         layers_path, projection_path, attention = family.layers, family.projection, family.attention
     layers = list(resolve_path(module, layers_path).children())
-    projections = [resolve_path(layer, projection_path) for layer in layers]
+    projections = [part_at(layer, projection_path) for layer in layers]
+    if all(part is None for part in projections):
+        resolve_path(layers[0] if layers else module, projection_path)  # says what is wrong
+    refuse_format(next(part for part in projections if part is not None), config, name)
+    # OPT-350m has no final norm: its path leads to None.
+    final_norm = None if family is None else part_at(module, family.final_norm)
+    # An MLP in some layers only (Nemotron-H) is none: what is no head there is looked for when the sums are.
+    mlp = None if family is None else family.mlp
+    if any(part_at(layer, mlp) is None for layer in layers):
+        mlp = None
     model = Model(
         name=name,
         family=str(config.model_type),
         module=module,
         tokenizer=tokenizer,
         layers=layers,
-        projections=projections,
+        projections=[part or NoHeads(0) for part in projections],
         attention=attention,
-        mlp=None if family is None else family.mlp,
-        mlp_writes=None if family is None else family.mlp_writes or family.mlp,
-        # OPT-350m has none: its path leads to None.
-        final_norm=None if family is None else _maybe(module, family.final_norm),
+        mlp=mlp,
+        mlp_writes=None if family is None or mlp is None else family.mlp_writes or mlp,
+        final_norm=final_norm,
         unembed=module.get_output_embeddings(),
         n_heads=int(text.num_attention_heads),
         n_kv_heads=int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
         revision=revision,
+        projection=projection,
         known_checksum=known_checksum,
     )
     prove(model, known_checksum)
     return model
-
-
-def _maybe(module: nn.Module, path: str) -> nn.Module | None:
-    parent, _, name = path.rpartition(".")
-    part = getattr(resolve_path(module, parent), name, None)
-    return part if isinstance(part, nn.Module) else None
 
 
 def _through_lens(module: Any, tokenizer: Any, name: str, owned: bool, known_checksum: str | None) -> Model:

@@ -3,14 +3,16 @@
 Every row of the batch holds the same tokens, and every layer is given the first row's residual stream in all of them.
 Row 0 is left alone; in the others one thing is disturbed within each layer: the heads' results, the MLP's output, the
 queries, keys or values of one head. What then changes, and whether it adds up, is what the model is found to do. Two
-more passes hold a head's results on a prompt alone to those in a batch, filled up, and in a shared row.
+more passes hold a head's results in that batch to those in another, and in a row that prompts share (or on one alone).
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import metadata
+from itertools import chain, combinations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write, cache_dir, checksum
-from headcodes.models.disturbed import CLEAN, HEADS, LENGTH, SLOT, Record, run, scored_tokens, tokens
+from headcodes.graph import numbered
+from headcodes.models.disturbed import CLEAN, HEADS, LENGTH, REST, SLOT, Record, run, scored_tokens, tokens
 from headcodes.models.facts import Facts, facts_from_json
 from headcodes.models.hooks import as_found, capture_inputs
 from headcodes.models.model import Model
@@ -29,7 +32,7 @@ from headcodes.models.weights import check_affine, is_quantised, weights_of
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-_VERSION = 1
+_VERSION = 3
 # Roundings of a sum of three terms, and how far two ways of computing the same attention may differ.
 _ROUNDINGS = 8
 _SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
@@ -56,8 +59,8 @@ def prove(model: Model, known_checksum: str | None = None) -> None:
             return
         except (OSError, ValueError, TypeError):
             pass
-    for layer, part in enumerate(model.projections):
-        check_affine(part, f"layer {layer}")
+    for layer in _with_heads(model):
+        check_affine(model.projections[layer], f"layer {layer}")
     with as_found(model.module), torch.inference_mode():
         model.facts = _found(model)
     if path is not None:
@@ -74,6 +77,7 @@ def _found(model: Model) -> Facts:
     facts = replace(
         model.facts,
         n_kv_heads=model.n_kv_heads,
+        without_heads=model.without_heads,
         logit_scale=_logit_scale(model, record),
         layout=record.layout,
         norms_over_heads=record.norms,
@@ -90,7 +94,7 @@ def _record(model: Model, ids: Int[Tensor, " seq"]) -> Record:
     for layout in LAYOUTS:
         model.facts = replace(model.facts, layout=layout)
         try:
-            for layer in range(model.n_layers):
+            for layer in _with_heads(model):
                 for name in "qkv":
                     slot_projection(model, layer, name)
         except HeadcodesError:
@@ -111,10 +115,14 @@ def _record(model: Model, ids: Int[Tensor, " seq"]) -> Record:
     return record
 
 
+def _with_heads(model: Model) -> list[int]:
+    return [layer for layer in range(model.n_layers) if layer not in model.without_heads]
+
+
 def _stream(model: Model, record: Record) -> dict[str, Any]:
     """Find out whether the parts add up to what the final norm reads, and by what each is multiplied."""
-    eps = torch.finfo(model.dtype).eps
     scales: dict[str, list[float]] = {"z": [], "mlp": []}
+    beside: list[str | None] = []
     largest, reason, norms = 0.0, None, False
     for layer in range(model.n_layers):
         entered, left = record.entered[layer].double(), record.left[layer].double()
@@ -126,19 +134,23 @@ def _stream(model: Model, record: Record) -> dict[str, Any]:
                 behind = next((made for given, made in record.calls[layer] if given is passed), written)
                 norms = norms or behind is not written
                 parts[kind] = behind.double().reshape(left.shape)
-        found = torch.ones(len(parts), dtype=torch.float64, device=left.device)
-        columns = torch.stack([part.flatten() for part in parts.values()], 1)
-        change = (left - entered).flatten()
-        rounding = _ROUNDINGS * eps * (left.abs() + entered.abs()).flatten()
-        if bool(((change - columns.sum(1)).abs() > rounding + _ROUNDINGS * eps * columns.abs().sum(1)).any()):
-            found = torch.linalg.lstsq(columns.cpu(), change.cpu()[:, None], driver="gelsd").solution[:, 0]
-            found = found.to(left.device)
-        rest = (change - columns @ found).abs()
-        if bool((rest > rounding + _ROUNDINGS * eps * (columns * found).abs().sum(1)).any()):
+        # Where heads and MLP alone are not all that is added, others may be: a state space, a convolution, experts.
+        others = [(name, part.double()) for name, part in record.others[layer] if part.shape == left.shape]
+        found: list[tuple[str | None, list[float], float, bool]] = []
+        for some in chain.from_iterable(combinations(others, n) for n in range(3)):
+            columns = [*parts.values(), *(part for _, part in some)]
+            name = ", ".join(name for name, _ in some) or None
+            found.append((name, *_added(entered, left, columns, model.dtype)))
+            if found[-1][3]:
+                break
+        name, multiples, rest, fits = found[-1] if found[-1][3] else found[0]
+        if not fits:
             reason = reason or f"embedding, heads and MLPs do not add up to what leaves layer {layer}"
-        largest = max(largest, float(rest.max() / left.abs().max().clamp_min(1e-30)))
-        for kind, value in zip(parts, found.tolist(), strict=True):
-            scales[kind].append(value)
+        beside.append(name)
+        largest = max(largest, rest)
+        by_kind = dict(zip(parts, multiples, strict=False))
+        for kind, values in scales.items():
+            values.append(by_kind.get(kind, 1.0))
     if model.final_norm is None:
         reason = "there is no final norm behind the last layer"
     elif record.gap is not None:
@@ -150,24 +162,46 @@ def _stream(model: Model, record: Record) -> dict[str, Any]:
         "stream": reason,
         "sum_error": largest,
         "norms_behind": norms,
+        "beside": tuple(beside) if any(beside) else (),
         "attention_scale": kept["z"],
         "mlp_scale": kept["mlp"],
     }
+
+
+def _added(entered: Tensor, left: Tensor, parts: list[Tensor], dtype: torch.dtype) -> tuple[list[float], float, bool]:
+    """Find the multiple of each part with which they make up what a layer changes; how far off that is, as a share of
+    the largest number in the stream, and whether it is no more than rounding."""
+    eps = torch.finfo(dtype).eps
+    change = (left - entered).flatten()
+    rounding = _ROUNDINGS * eps * (left.abs() + entered.abs()).flatten()
+    columns = torch.stack([change * 0, *(part.flatten() for part in parts)], 1)[:, 1:]
+    found = torch.ones(len(parts), dtype=torch.float64, device=left.device)
+    if bool(((change - columns.sum(1)).abs() > rounding + _ROUNDINGS * eps * columns.abs().sum(1)).any()) and parts:
+        found = torch.linalg.lstsq(columns.cpu(), change.cpu()[:, None], driver="gelsd").solution[:, 0]
+        found = found.to(left.device)
+    rest = (change - columns @ found).abs()
+    fits = not bool((rest > rounding + _ROUNDINGS * eps * (columns * found).abs().sum(1)).any())
+    return found.tolist(), float(rest.max() / left.abs().max().clamp_min(1e-30)), fits
 
 
 def _parallel(record: Record) -> dict[str, Any]:
     """Find out whether a layer's MLP notices a change of what its heads write."""
     noticed = []
     for layer, read in record.mlp_in.items():
-        written = record.written["z", layer]
-        if not torch.equal(written[HEADS], written[CLEAN]):
+        written = record.written.get(("z", layer))
+        if written is not None and not torch.equal(written[HEADS], written[CLEAN]):
             noticed.append(not torch.equal(read[HEADS], read[CLEAN]))
     return {"parallel": bool(noticed) and not any(noticed)}
 
 
 def _slot_fault(model: Model, record: Record) -> str | None:
-    """Say what is wrong where a change of one head's query, key or value is not a change of that head (its group)."""
+    """Say what is wrong where a change of one head's query, key or value is not a change of that head (its group), or
+    where heads change though their queries, keys and values do not."""
     visible = 1e-5 if model.dtype in (torch.float32, torch.float64) else 4 * torch.finfo(model.dtype).eps
+    for layer in {layer for _, layer in record.slot_shift}:
+        z = record.z[layer].float()
+        if float((z[REST] - z[CLEAN]).abs().max()) > visible * float(z[CLEAN].abs().max()):
+            return f"heads of layer {layer} read more of the stream than queries, keys and values"
     for (name, layer), shift in record.slot_shift.items():
         z = record.z[layer].float()
         heads = (z[SLOT[name]] - z[CLEAN]).unflatten(-1, (model.n_heads, -1))
@@ -196,57 +230,55 @@ def _slot_fault(model: Model, record: Record) -> str | None:
 
 
 def _batches(model: Model, ids: Int[Tensor, " seq"], record: Record) -> tuple[bool, float]:
-    """Hold two prompts alone to the same in a batch, filled up, and (if attention takes such a mask) in one row."""
+    """Hold two prompts in a batch to the first among others, a token behind it, and to both in one row or alone."""
     n, common = LENGTH - 1, LENGTH - 3
+    layers = _with_heads(model)
     first, second = ids[:n], torch.cat([ids[:common], ids[common:n].flip(0)])
-    alone = [_results(model, prompt[None]) for prompt in (first, second)]
-    filled = _results(model, torch.stack([torch.cat([p, p[-1:], p[-1:]]) for p in (first, second)]))
+    batch = _results(model, torch.stack([first, second]))
     # Weights of eight bits round their inputs too, by what else is in the batch.
-    coarse = model.dtype not in (torch.float32, torch.float64) or any(map(is_quantised, model.projections))
+    coarse = model.dtype not in (torch.float32, torch.float64)
+    coarse = coarse or any(is_quantised(model.projections[layer]) for layer in layers)
     tolerance = 0.1 if coarse else _SAME[model.dtype]
-    worst = 0.0
-    for layer, (one, two, both) in enumerate(zip(*alone, filled, strict=True)):
-        size = float(one.float().norm()) or 1.0
-        off = float((torch.cat([one, two]) - both[:, :n]).float().norm()) / size
-        # Which experts an MLP takes can depend on a rounding: in coarse dtypes only the first layer is decisive.
-        if off > tolerance and (layer == 0 or not coarse):
-            raise HeadcodesError(
-                "A model must read from left to right, each prompt by itself",
-                f"heads of layer {layer} whose results change by {off:.2g} with the tokens behind or beside a prompt",
-                "Take a causal language model.",
-            )
-        worst = max(worst, off)
-    if attention_way(model) not in ("sdpa", "eager"):
-        return False, worst
-    path = torch.tensor([*range(common), *range(n, 2 * n - common)])
-    seen = torch.eye(2 * n - common, dtype=torch.bool)
-    for places in (torch.arange(n), path):
-        seen[places[:, None], places[None]] = torch.ones(n, n, dtype=torch.bool).tril()
-    mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, -torch.inf)[None, None]
-    positions = torch.cat([torch.arange(n), torch.arange(common, n)])[None]
-    try:
-        shared = _results(
-            model,
-            torch.cat([first, second[common:]])[None],
-            attention_mask=mask.to(model.device),
-            position_ids=positions.to(model.device),
-        )
-    except (TypeError, ValueError, RuntimeError, IndexError):
-        return False, worst
-    for one, two, both in zip(*alone, shared, strict=True):
-        size = float(one.float().norm()) or 1.0
-        off = float((torch.cat([one, two]) - torch.stack([both[0, :n], both[0, path]])).float().norm()) / size
-        if not off <= tolerance:
-            return False, worst
-        worst = max(worst, off)
-    return True, worst
+
+    def off(found: list[Tensor]) -> list[float]:
+        sizes = [float(both[:1].float().norm()) or 1.0 for both in batch]
+        every = zip(found, batch, sizes, strict=True)
+        return [float((one - both[: len(one)]).float().norm()) / size for one, both, size in every]
+
+    def held(found: list[Tensor]) -> float:
+        for layer, share in zip(layers, off(found), strict=True):
+            # Which experts an MLP takes can depend on a rounding: in coarse dtypes only the first layer is decisive.
+            if share > tolerance and (layer == layers[0] or not coarse):
+                raise HeadcodesError(
+                    "A model must read from left to right, each prompt by itself",
+                    f"heads of layer {layer} whose results change by {share:.2g} with the tokens behind or beside a"
+                    " prompt",
+                    "Take a causal language model.",
+                )
+        return max(off(found))
+
+    worst = held([record.z[layer][CLEAN : CLEAN + 1, :n].cpu() for layer in layers])
+    if attention_way(model) in ("sdpa", "eager"):
+        path = torch.tensor([*range(common), *range(n, 2 * n - common)])
+        seen = torch.eye(2 * n - common, dtype=torch.bool)
+        for places in (torch.arange(n), path):
+            seen[places[:, None], places[None]] = torch.ones(n, n, dtype=torch.bool).tril()
+        mask = torch.zeros(seen.shape, dtype=model.dtype).masked_fill(~seen, -torch.inf)[None, None]
+        positions = torch.cat([torch.arange(n), torch.arange(common, n)])[None]
+        inputs = {"attention_mask": mask.to(model.device), "position_ids": positions.to(model.device)}
+        with suppress(TypeError, ValueError, RuntimeError, IndexError):
+            shared = _results(model, torch.cat([first, second[common:]])[None], **inputs)
+            shares = off([torch.stack([row[0, :n], row[0, path]]) for row in shared])
+            if all(share <= tolerance for share in shares):
+                return True, max(worst, *shares)
+    return False, max(worst, held(_results(model, first[None])))
 
 
 def _results(model: Model, ids: Int[Tensor, "batch seq"], **inputs: Any) -> list[Float[Tensor, "batch seq column"]]:
     kept: dict[int, Tensor] = {}
     with capture_inputs(model.projections, lambda layer, x: kept.__setitem__(layer, x.cpu())):
         model.trace(ids, **inputs)
-    return [kept[layer] for layer in range(model.n_layers)]
+    return [kept[layer] for layer in _with_heads(model)]
 
 
 def _logit_scale(model: Model, record: Record) -> float:
@@ -300,12 +332,14 @@ def verdict(model: Model) -> dict[str, str]:
     if scales and facts.stream is None:
         sums += f", parts multiplied by {', '.join(map(str, sorted(scales)))}"
     keys = f"{model.n_kv_heads} with keys of their own"
+    n_with = model.n_layers - len(model.without_heads)
+    left_out = f"; none in {numbered(model.without_heads)}, left out" if model.without_heads else ""
     rows = "alone = batched = padded"
     return {
         "projection": "a linear map in every layer",
         "sum of parts": facts.stream or sums + (", norms behind parts" if facts.norms_behind else ""),
         "attention and MLP": order,
-        "heads": f"{model.n_layers} x {model.n_heads}, {' and '.join(map(str, widths))} wide, {keys}",
+        "heads": f"{n_with} x {model.n_heads}, {' and '.join(map(str, widths))} wide, {keys}{left_out}",
         "finite": str(model.dtype).removeprefix("torch."),
         "batches": f"{rows}{' = shared row' if facts.shares_rows else '; rows are not shared'}",
         "edges": "yes" if facts.edges is None else f"no: {facts.edges}",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from headcodes.errors import HeadcodesError
 from headcodes.models.hooks import edit_input, edit_output
 from headcodes.models.model import Model
-from headcodes.models.slots import norm_over_heads, slot_projection
+from headcodes.models.slots import Cut, norm_over_heads, slot_projection
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 LENGTH = 6
 # What is disturbed in each row of the batch.
 CLEAN, HEADS, MLP, SLOT = 0, 1, 2, {"q": 3, "k": 4, "v": 5}
-ROWS = 6
+# All that a layer reads, but not its queries, keys and values.
+REST = 6
+ROWS = 7
 
 
 class Record:
@@ -35,6 +37,8 @@ class Record:
         self.passed: dict[tuple[str, int], Tensor] = {}
         self.mlp_in: dict[int, Tensor] = {}
         self.calls: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        # By layer, what parts that are neither attention, MLP nor their norms may add: name and output.
+        self.others: dict[int, list[tuple[str, Tensor]]] = {}
         self.slot_shift: dict[tuple[str, int], Tensor] = {}
         self.norms: tuple[str, ...] = ()
         self.n_kv: set[int] = set()
@@ -68,6 +72,8 @@ def run(model: Model, ids: Int[Tensor, " seq"], *, slots: bool) -> Record:
             if layer and not torch.equal(x, record.left[layer - 1]):
                 record.gap = layer
             x = x[:1].expand_as(x).clone()
+            if slots:
+                x[REST] += noise(x[REST])
             record.entered[layer] = x.clone()
             return x
 
@@ -99,17 +105,17 @@ def run(model: Model, ids: Int[Tensor, " seq"], *, slots: bool) -> Record:
 
         return edit
 
-    def slot(layer: int, name: str, cut: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def slot(layer: int, name: str, cut: Cut) -> Callable[[Tensor], Tensor]:
         def edit(x: Tensor) -> Tensor:
             x = x.clone()
-            row = cut(x)[SLOT[name]]  # [seq, head, d_head], a view
+            x[REST] = x[CLEAN]
+            row = cut(x[SLOT[name]])  # [seq, head, d_head]
             chosen = head if name == "q" else head * row.shape[-2] // model.n_heads
             # Position 1 of queries; of keys and values position 0, which every later one sees.
             place = row[1 if name == "q" else 0, chosen]
             shift = 4 * noise(place)
             place += shift
-            if not torch.equal(cut(x)[SLOT[name]], row):
-                record.slots = "its queries lie apart from each other in the module that makes them"
+            cut.put(x[SLOT[name]], row)
             record.slot_shift[name, layer] = shift
             if name == "k":
                 record.n_kv.add(row.shape[-2])
@@ -130,6 +136,14 @@ def run(model: Model, ids: Int[Tensor, " seq"], *, slots: bool) -> Record:
 
         return note
 
+    def note_other(layer: int, name: str) -> Callable[..., None]:
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
+            if isinstance(output, Tensor):
+                record.others[layer].append((name, output.clone()))
+
+        return note
+
     def note_projection(layer: int) -> Callable[..., None]:
         def note(_module: nn.Module, _args: Any, output: Tensor) -> None:
             record.written["z", layer], record.passed["z", layer] = output.clone(), output
@@ -142,20 +156,23 @@ def run(model: Model, ids: Int[Tensor, " seq"], *, slots: bool) -> Record:
 
     with ExitStack() as hooks:
         for layer, block in enumerate(model.layers):
-            record.calls[layer] = []
+            record.calls[layer], record.others[layer] = [], []
             hooks.enter_context(edit_input(block, enter(layer)))
             hooks.callback(block.register_forward_hook(note_output(layer)).remove)
-            hooks.enter_context(edit_input(model.projections[layer], heads(layer)))
-            hooks.callback(model.projections[layer].register_forward_hook(note_projection(layer)).remove)
+            with_heads = layer not in model.without_heads
+            if with_heads:
+                hooks.enter_context(edit_input(model.projections[layer], heads(layer)))
+                hooks.callback(model.projections[layer].register_forward_hook(note_projection(layer)).remove)
             reader, writer = model.mlp_reader(layer), model.mlp(layer)
             if reader is not None and writer is not None:
                 hooks.enter_context(edit_input(reader, mlp_reads(layer)))
                 hooks.enter_context(edit_output(writer, mlp_writes(layer)))
-            attention = model.attention(layer)
-            for child in block.children():
+            attention = model.attention(layer) if with_heads else None
+            for part, child in block.named_children():
                 if child not in (attention, reader, writer) and not isinstance(child, nn.Dropout):
                     hooks.callback(child.register_forward_hook(note_call(layer)).remove)
-            for name in "qkv" if slots else "":
+                    hooks.callback(child.register_forward_hook(note_other(layer, part)).remove)
+            for name in "qkv" if slots and with_heads else "":
                 module, cut = slot_projection(model, layer, name)
                 norm = norm_over_heads(model, layer, name)
                 if norm is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from headcodes.graph import numbered
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -12,6 +14,10 @@ class Facts:
 
     Attributes:
         n_kv_heads: heads that have keys and values of their own.
+        without_heads: layers that have no attention heads (linear attention, state spaces, convolutions, an MLP
+            alone): they are run and left out.
+        beside: by layer, the name of a part that writes to the stream beside heads and MLP, or None; empty where there
+            is none in any layer. Edges to and from such parts are not known.
         parallel: attention and MLP of a layer read the same residual stream.
         attention_scale, mlp_scale: per layer, what the attention's and the MLP's output (behind a norm, where one
             follows) is multiplied by on its way into the residual stream. Empty: by one everywhere.
@@ -31,6 +37,8 @@ class Facts:
     """
 
     n_kv_heads: int = 0
+    without_heads: tuple[int, ...] = ()
+    beside: tuple[str | None, ...] = ()
     parallel: bool = False
     attention_scale: tuple[float, ...] = ()
     mlp_scale: tuple[float, ...] = ()
@@ -49,7 +57,14 @@ class Facts:
     @property
     def edges(self) -> str | None:
         """Why the model has no edges, or None."""
-        return self.stream or self.slots
+        if self.stream or self.slots:
+            return self.stream or self.slots
+        others = [(layer, name) for layer, name in enumerate(self.beside) if name is not None]
+        if not others:
+            return None
+        names = ", ".join(dict.fromkeys(part for _, name in others for part in name.split(", ")))
+        where = numbered(layer for layer, _ in others)
+        return f"parts that are no heads and no MLPs ({names}) write to the stream in {where}"
 
     def scale(self, kind: str, layer: int) -> float:
         """Return what a layer's "z" or "mlp" is multiplied by on its way into the stream."""

@@ -17,7 +17,8 @@ class Family:
     ``layers`` and ``final_norm`` are paths in the model, the others paths in one layer. The projection's input is
     every head's result side by side, [..., n_heads * d_head]; its output goes to the residual stream (in Gemma 2 and 3
     through a norm first: a head's output is what it is before that norm). ``mlp`` reads the stream; ``mlp_writes`` puts
-    out what goes back to it: the same module, or one inside it where that adds the stream itself (BLOOM, MPT).
+    out what goes back to it: the same module, or one inside it where that adds the stream itself (BLOOM, MPT). Layers
+    that lack attention or projection have no heads (the linear-attention layers of a hybrid).
 
     That a model has modules at these paths says nothing yet: ``headcodes.models.check`` holds it to the sums.
     """
@@ -25,7 +26,7 @@ class Family:
     layers: str
     attention: str
     projection: str
-    mlp: str
+    mlp: str | None
     final_norm: str
     mlp_writes: str = ""
 
@@ -47,19 +48,32 @@ FAMILIES: tuple[Family, ...] = (
         "transformer.h", "self_attention", "self_attention.dense", "mlp", "transformer.ln_f", "mlp.dense_4h_to_h"
     ),  # BLOOM, Falcon
     Family("transformer.blocks", "attn", "attn.out_proj", "ffn", "transformer.norm_f", "ffn.down_proj"),  # MPT
+    # Hybrids whose parts have other names: Jamba, Bamba, Falcon-H1; LFM2; Granite 4; RecurrentGemma; Nemotron-H, where
+    # a layer is either attention or an MLP.
+    Family("model.layers", "self_attn", "self_attn.o_proj", "feed_forward", "model.final_layernorm"),
+    Family("model.layers", "self_attn", "self_attn.out_proj", "feed_forward", "model.embedding_norm"),
+    Family("model.layers", "self_attn", "self_attn.o_proj", "shared_mlp", "model.norm"),
+    Family("model.layers", "temporal_block", "temporal_block.o_proj", "mlp_block", "model.final_norm"),
+    Family("model.layers", "mixer", "mixer.o_proj", None, "model.norm_f"),
 )
 
 
+def part_at(layer: nn.Module, path: str | None) -> nn.Module | None:
+    """Return the module at a path in a layer, or None where the layer has none."""
+    try:
+        return None if path is None else layer.get_submodule(path)
+    except AttributeError:
+        return None
+
+
 def find_family(model: nn.Module) -> Family | None:
-    """Return the first family whose paths lead to modules in the first layer, or None."""
+    """Return the first family whose paths lead to modules in a layer, or None."""
     for family in FAMILIES:
-        try:
-            first = next(model.get_submodule(family.layers).children())
-            for path in (family.attention, family.projection, family.mlp, family.mlp_writes or family.mlp):
-                first.get_submodule(path)
-        except (AttributeError, StopIteration):
-            continue
-        return family
+        paths = (family.attention, family.projection, family.mlp, family.mlp_writes or family.mlp)
+        layers = part_at(model, family.layers)
+        for layer in () if layers is None else layers.children():
+            if all(path is None or part_at(layer, path) is not None for path in paths):
+                return family
     return None
 
 
@@ -73,49 +87,33 @@ _LATENT_ATTENTION = {
     "longcat_flash",
     "youtu",
 }
-_STATE_SPACE = {
-    "bamba",
-    "falcon_h1",
-    "falcon_mamba",
-    "granitemoehybrid",
-    "jamba",
-    "kimi_linear",
-    "lfm2",
-    "lfm2_moe",
-    "mamba",
-    "mamba2",
-    "nemotron_h",
-    "olmo_hybrid",
-    "qwen3_5",
-    "qwen3_5_moe",
-    "qwen3_next",
-    "recurrent_gemma",
-    "rwkv",
-    "xlstm",
-    "zamba",
-    "zamba2",
-}
-_SEQUENTIAL = {"full_attention", "sliding_attention", "chunked_attention"}
+_NO_ATTENTION = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"}
+_SHARED_ATTENTION = {"zamba", "zamba2"}
+_WITHOUT_HEADS = {"linear_attention", "mamba", "mamba2", "recurrent", "conv", "mlp", "moe"}
 
 
 def refuse(config: Any) -> None:
-    """Raise where a configuration describes layers whose work does not fall apart into attention heads.
+    """Raise where a configuration describes a model whose work does not fall apart into attention heads.
 
     Raises:
-        HeadcodesError: mixture-of-experts attention, multi-head latent attention, state-space or other recurrent
-            layers, encoders. Mixtures of experts in the MLP are no hindrance.
+        HeadcodesError: mixture-of-experts attention, multi-head latent attention, attention whose weights several
+            layers share, no attention in any layer, encoders. Mixtures of experts in the MLP are no hindrance, nor are
+            layers of another kind beside those with heads.
     """
     text = config.get_text_config()
     kind = str(text.model_type)
     reason = None
+    layer_types = set(getattr(text, "layer_types", None) or ())
     if kind in _MIXTURE_ATTENTION:
         reason = (
             "mixture-of-experts attention: which head runs depends on the token, so a head has no fixed output weights"
         )
     elif kind in _LATENT_ATTENTION or getattr(text, "kv_lora_rank", None):
         reason = "multi-head latent attention: its heads share a compressed value space, which no test here covers"
-    elif kind in _STATE_SPACE or set(getattr(text, "layer_types", None) or ()) - _SEQUENTIAL:
-        reason = "state-space, recurrent or linear-attention layers: they have no attention heads to read"
+    elif kind in _SHARED_ATTENTION:
+        reason = "one attention block whose weights several layers share: its heads are no single layer's"
+    elif kind in _NO_ATTENTION or (layer_types and layer_types <= _WITHOUT_HEADS):
+        reason = "state-space, recurrent or linear-attention layers only: they have no attention heads to read"
     elif getattr(config, "is_encoder_decoder", False):
         reason = "an encoder-decoder: prompts here are continued from left to right"
     if reason is not None:

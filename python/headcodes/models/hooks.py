@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Edit = Callable[[Tensor], Tensor]
@@ -58,6 +59,34 @@ def capture_inputs(projections: list[nn.Module], sink: Callable[[int, Tensor], N
         for layer, module in enumerate(projections):
             hooks.callback(module.register_forward_pre_hook(watcher(layer), with_kwargs=True).remove)
         yield
+
+
+class NoHeads(nn.Module):
+    """Stands where a layer without attention heads has no output projection, so that all layers can be asked alike.
+
+    While its layer runs under ``running`` it is given heads' results of zeros, and what it makes of them, zeros, goes
+    into the stream: whoever listens or edits here finds heads that say nothing, and gradients of zero.
+    """
+
+    def __init__(self, n_columns: int) -> None:
+        super().__init__()
+        self.n_columns = n_columns
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return nothing for every position, [..., 1]."""
+        return (z * 0).sum(-1, keepdim=True)
+
+    def running(self, layer: nn.Module) -> AbstractContextManager[None]:
+        """Be called whenever ``layer`` is, while open."""
+
+        def feed(x: Tensor) -> Tensor:
+            z = torch.zeros(*x.shape[:-1], self.n_columns, dtype=x.dtype, device=x.device)
+            if torch.is_grad_enabled():
+                z.requires_grad_(True)
+            said: Tensor = self(z)
+            return x + said
+
+        return edit_input(layer, feed)
 
 
 @contextmanager

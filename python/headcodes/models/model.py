@@ -5,35 +5,40 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
 from headcodes.models.facts import Facts
 from headcodes.models.families import resolve_path
+from headcodes.models.hooks import NoHeads
 from headcodes.models.relied import attention_way, body_of
-from headcodes.models.weights import is_bridge, matrix_of, weights_of, widths
+from headcodes.models.weights import is_bridge, logits_only, matrix_of, weights_of, widths
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
 
 
 class Model:
     """A causal language model and access to its attention heads. Nothing in it is ever changed.
 
     Attributes:
-        name: what it was loaded by. revision: the hub's revision, or None. family: its configuration's model_type, or
+        name: what it was loaded by. revision: the hub's revision, or None. projection: the path
+            of its output projections, if it had to be told. family: its configuration's model_type, or
             "transformer-lens".
         module: the model of transformers, or the TransformerBridge. tokenizer: its tokenizer, or None.
         n_layers, n_heads (query heads), n_kv_heads, d_model, d_vocab: sizes. d_heads: the width of a head's result in
             each layer; d_head: the largest of them (they differ in Gemma 4 only).
         layers: its decoder blocks. projections: each layer's attention output projection, which maps
-            [..., n_heads * d_head] to [..., d_model]. final_norm, unembed: the parts behind the last block.
+            [..., n_heads * d_head] to [..., d_model]; a ``NoHeads`` in those without heads. final_norm, unembed: the
+            parts behind the last block.
+        without_heads: the layers that have no heads; their rows in every table are zeros.
         attention_path: of a layer's attention in the layer.
         facts: what the model was found to do when it was opened (``headcodes.models.check``).
         parallel_attn_mlp: whether attention and MLP of a layer read the same input.
@@ -56,10 +61,12 @@ class Model:
         n_heads: int,
         n_kv_heads: int,
         revision: str | None = None,
+        projection: str | None = None,
         known_checksum: str | None = None,
     ) -> None:
         self.name = name
         self.revision = revision
+        self.projection = projection
         self.family = family
         self.module = module
         self.tokenizer = tokenizer
@@ -75,24 +82,29 @@ class Model:
         self._mlp = mlp
         self._mlp_writes = mlp_writes
         self._checksum = known_checksum
-        sizes = [widths(part) for part in projections]
-        unknown = next((layer for layer, size in enumerate(sizes) if size is None), None)
+        self.without_heads = tuple(layer for layer, part in enumerate(projections) if isinstance(part, NoHeads))
+        sizes = {layer: widths(part) for layer, part in enumerate(projections) if layer not in self.without_heads}
+        unknown = next((layer for layer, size in sizes.items() if size is None), None)
         if unknown is not None:
             raise HeadcodesError(
                 "An output projection must be a linear layer",
                 f"{type(projections[unknown]).__name__} in layer {unknown}",
                 "Check projection= and the model's class.",
             )
-        known = [size for size in sizes if size is not None]
+        known = [size for size in sizes.values() if size is not None]
         self.d_model = known[0][1]
-        self.d_heads = [n_in // n_heads for n_in, _ in known]
         if any(n_in % n_heads for n_in, _ in known):
             raise HeadcodesError(
                 "The projection's input must hold the heads side by side",
                 f"a width of {next(n_in for n_in, _ in known if n_in % n_heads)} for {n_heads} heads",
                 "Check projection= and the model's configuration.",
             )
-        self.d_head = max(self.d_heads)
+        self.d_head = max(n_in // n_heads for n_in, _ in known)
+        self.d_heads = [
+            size[0] // n_heads if (size := sizes.get(layer)) else self.d_head for layer in range(len(layers))
+        ]
+        for layer in self.without_heads:
+            projections[layer] = NoHeads(n_heads * self.d_head)
         self.d_vocab = int(weights_of(unembed).weight.shape[0])
 
     @property
@@ -107,9 +119,9 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype the model computes in: its weights', or where they are quantised its unembedding's."""
-        for part in (self.projections[0], self.unembed):
-            weight: Tensor = weights_of(part).weight
-            if weight.is_floating_point() and weight.element_size() > 1:
+        for part in (*self.projections, self.unembed):
+            weight: Tensor | None = getattr(weights_of(part), "weight", None)
+            if isinstance(weight, Tensor) and weight.is_floating_point() and weight.element_size() > 1:
                 return weight.dtype
         return torch.float32
 
@@ -131,6 +143,17 @@ class Model:
         """The heads' names, layer by layer: ``a{layer}.h{head}``."""
         return [f"a{layer}.h{head}" for layer in range(self.n_layers) for head in range(self.n_heads)]
 
+    @property
+    def real_heads(self) -> Bool[np.ndarray, "n_layers n_heads"]:
+        """Which entries of a table of layers by heads are heads: all but those of ``without_heads``."""
+        return self.real_parts(self.n_heads)
+
+    def real_parts(self, n_columns: int) -> Bool[np.ndarray, "n_layers n_columns"]:
+        """Return the same of a table that may have a further column, of MLPs."""
+        real = np.ones((self.n_layers, n_columns), dtype=bool)
+        real[list(self.without_heads), : self.n_heads] = False
+        return real
+
     @cached_property
     def W_O(self) -> Float[Tensor, "n_layers n_heads d_head d_model"]:
         """Every head's output weights, in the weights' dtype, on ``device``.
@@ -145,6 +168,8 @@ class Model:
                 self.n_layers, self.n_heads, self.d_head, self.d_model, dtype=self.dtype, device=self.device
             )
             for layer, module in enumerate(self.projections):
+                if layer in self.without_heads:
+                    continue
                 d_head = self.d_heads[layer]
                 weights[layer, :, :d_head] = matrix_of(module).view(self.n_heads, d_head, self.d_model)
         return weights
@@ -192,7 +217,7 @@ class Model:
         return int(getattr(config.get_text_config(), "sliding_window", None) or sys.maxsize)
 
     def attention(self, layer: int) -> nn.Module:
-        """Return a layer's attention module. Its query, key and value projections may be fused (GPT-2, GPT-NeoX)."""
+        """Return the attention of a layer with heads. Its query, key and value projections may be fused (GPT-2)."""
         return resolve_path(self.layers[layer], self.attention_path)
 
     def mlp(self, layer: int) -> nn.Module | None:
@@ -240,14 +265,30 @@ class Model:
         bridge = is_bridge(self.module)
         if not bridge:
             inputs["use_cache"] = False
-            body = body_of(self.module)
-            if logits_at is None and body is not None:
-                body(input_ids=tokens, **inputs)
-                return None
+        with self.stand_ins(self.without_heads):
+            return self._run(tokens, logits_at, vocab, inputs, bridge)
+
+    @contextmanager
+    def stand_ins(self, layers: Sequence[int]) -> Iterator[None]:
+        """Let those of ``layers`` that have no heads be listened to like the others while they are run."""
+        with ExitStack() as hooks:
+            for layer in layers:
+                part = self.projections[layer]
+                if isinstance(part, NoHeads):
+                    hooks.enter_context(part.running(self.layers[layer]))
+            yield
+
+    def _run(
+        self, tokens: Tensor, logits_at: Tensor | None, vocab: Tensor | None, inputs: dict[str, Any], bridge: bool
+    ) -> Tensor | None:
+        body = None if bridge else body_of(self.module)
+        if logits_at is None and body is not None:
+            body(input_ids=tokens, **inputs)
+            return None
         at = torch.zeros(len(tokens), dtype=torch.long) if logits_at is None else logits_at.cpu()
         if at.ndim == 1:
             at = torch.stack([torch.arange(len(tokens)), at], dim=1)
-        with _logits_only(self.unembed, at, vocab):
+        with logits_only(self.unembed, at, vocab):
             output = (
                 self.module(tokens, return_type="logits", **inputs)
                 if bridge
@@ -301,32 +342,3 @@ class Model:
             f" in {str(self.dtype).removeprefix('torch.')}",
             "Its weights hold such numbers themselves: get them anew." if weights else "Load it with dtype='float32'.",
         )
-
-
-@contextmanager
-def _logits_only(unembed: nn.Module, at: Tensor, vocab: Tensor | None) -> Iterator[None]:
-    """Let the model unembed only the (row, position)s ``at``, and only ``vocab``; a soft cap behind still applies."""
-
-    def shrink(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = args[0]
-        rows, positions = at.to(hidden.device).unbind(1)
-        return (hidden[rows, positions][:, None], *args[1:])
-
-    def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        linear = weights_of(module)
-        weight = linear.weight
-        # Offloaded weights have left again by now; then the model's own logits are cut afterwards.
-        if vocab is None or weight.is_meta:
-            return None
-        ids = vocab.to(weight.device)
-        bias = getattr(linear, "bias", None)
-        chosen = None if bias is None else bias[ids].float()
-        # Tied to the embedding, the weights may lie on another device than the last block.
-        hidden = args[0].to(weight.device).float()
-        return torch.nn.functional.linear(hidden, weight[ids].float(), chosen)
-
-    with ExitStack() as hooks:
-        hooks.callback(unembed.register_forward_pre_hook(shrink).remove)
-        if vocab is not None:
-            hooks.callback(unembed.register_forward_hook(replace).remove)
-        yield

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headcodes.graph import numbered
 from headcodes.models.hooks import as_found
 from headcodes.models.model import Model
 from headcodes.models.relied import body_of, newer_than_tried
@@ -25,6 +26,9 @@ def why_not_walked(model: Model) -> str | None:
         return "some of its weights are off their device"
     if len({weight.device for weight in weights}) > 1:
         return "its weights lie on several devices"
+    stateful = sorted({*model.without_heads, *(layer for layer, name in enumerate(model.facts.beside) if name)})
+    if stateful:
+        return f"keys and values are not all that {numbered(stateful)} keep of a prefix"
     if model.final_norm is None:
         return "its final norm is not known"
     if body_of(model.module) is None:

@@ -119,6 +119,11 @@ def ungrouped(model: Model) -> Iterator[None]:
             setattr(part, _GROUPS, groups)
 
 
+def passes_keys_on(model: Model) -> bool:
+    """Whether later layers may take keys and values that earlier ones made, beside the stream (Gemma 3n and 4)."""
+    return bool(getattr(getattr(model.module, "config", None), "num_kv_shared_layers", 0))
+
+
 def soft_capped(model: Model, logits: Float[Tensor, "*row token"]) -> Float[Tensor, "*row token"]:
     """Return logits as the model caps them (Gemma 2: c tanh(x / c)), or as they are.
 

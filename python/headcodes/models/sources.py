@@ -42,6 +42,12 @@ def not_loaded(place: Source, error: BaseException) -> HeadcodesError:
             f"{place.name}, which is only to be had with its own code",
             "Load it yourself, if you trust it, and pass the model and its tokenizer.",
         )
+    if "quantiz" in text and ("require" in text or "pip install" in text):
+        return HeadcodesError(
+            "quantised weights must be of a format that can be read here",
+            f"{place.name}: {reason}",
+            "Load the model's plain weights.",
+        )
     if place.kind != "hub":
         return HeadcodesError(
             "A model must be whole and readable", f"{place.name}: {reason}", "Save it again and retry."

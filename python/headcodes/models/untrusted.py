@@ -69,8 +69,10 @@ def refuse_sizes(config: Any, name: str) -> None:
         HeadcodesError: a size is no whole number from 1 to what any model has.
     """
     text = config.get_text_config()
+    # As written: where layers differ (Gemma 4), asking the configuration for one size of all of them is an error.
+    written, names = text.to_dict(), getattr(text, "attribute_map", {})
     for key, most in _MOST.items():
-        size = getattr(text, key, None)
+        size = written.get(names.get(key, key))
         if size is None or isinstance(size, list):  # some families have a size a layer
             continue
         if not isinstance(size, int) or not 0 < size <= most:

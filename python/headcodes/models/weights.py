@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,8 @@ from headcodes.models.hooks import as_found
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+# Formats of quantised weights, as transformers names them, that the tests hold to the same sums as plain ones.
+_TRIED = ("bitsandbytes", "torchao")
 # Rounding of a product in the module's dtype; weights stored in eight bits or fewer round their inputs too.
 _PLAIN_ROUNDING, _QUANTISED_ROUNDING = 16, 0.05
 
@@ -41,6 +43,35 @@ def weights_present(module: nn.Module) -> Iterator[Any]:
 
     with align_module_device(module):
         yield module
+
+
+@contextmanager
+def logits_only(unembed: nn.Module, at: Tensor, vocab: Tensor | None) -> Iterator[None]:
+    """Let the model unembed only the (row, position)s ``at``, and only ``vocab``; a soft cap behind still applies."""
+
+    def shrink(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]
+        rows, positions = at.to(hidden.device).unbind(1)
+        return (hidden[rows, positions][:, None], *args[1:])
+
+    def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        linear = weights_of(module)
+        weight = linear.weight
+        # Offloaded weights have left again by now; then the model's own logits are cut afterwards.
+        if vocab is None or weight.is_meta:
+            return None
+        ids = vocab.to(weight.device)
+        bias = getattr(linear, "bias", None)
+        chosen = None if bias is None else bias[ids].float()
+        # Tied to the embedding, the weights may lie on another device than the last block.
+        hidden = args[0].to(weight.device).float()
+        return torch.nn.functional.linear(hidden, weight[ids].float(), chosen)
+
+    with ExitStack() as hooks:
+        hooks.callback(unembed.register_forward_pre_hook(shrink).remove)
+        if vocab is not None:
+            hooks.callback(unembed.register_forward_hook(replace).remove)
+        yield
 
 
 def widths(module: nn.Module) -> tuple[int, int] | None:
@@ -110,9 +141,29 @@ def check_affine(module: nn.Module, path: str) -> None:
 
 
 def is_quantised(module: nn.Module) -> bool:
-    """Whether any of a module's tensors are whole numbers or floating-point numbers of one byte."""
+    """Whether any of a module's tensors are whole numbers, floats of one byte, or of a kind of their own (torchao)."""
     tensors = [*module.parameters(), *module.buffers()]
-    return any(not part.is_floating_point() or part.element_size() < 2 for part in tensors)
+    plain = (nn.Parameter, Tensor)
+    return any(type(t) not in plain or not t.is_floating_point() or t.element_size() < 2 for t in tensors)
+
+
+def refuse_format(module: nn.Module, config: Any, name: str) -> None:
+    """Raise where a module's weights are kept in a format that was never tried.
+
+    Raises:
+        HeadcodesError: it names the format.
+    """
+    kept = getattr(config, "quantization_config", None)
+    if kept is None or not (is_quantised(module) or not hasattr(weights_of(module), "weight")):
+        return
+    method = kept.get("quant_method") if isinstance(kept, dict) else getattr(kept, "quant_method", None)
+    method = str(getattr(method, "value", method))
+    if method not in _TRIED:
+        raise HeadcodesError(
+            f"quantised weights must be of a format that was tried ({', '.join(_TRIED)})",
+            f"{name}, in {method}",
+            "Load the model's plain weights.",
+        )
 
 
 def _not_affine(linear: nn.Module, path: str, reason: str) -> HeadcodesError:

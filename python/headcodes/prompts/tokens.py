@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.rows import Reading, RowError, settle
 
@@ -120,6 +121,10 @@ def tokenize(
         skip_bad: leave pairs out that cannot be used; the result's ``pairs.reading`` lists them.
         needs_wrong: whether a pair must have wrong answers.
 
+    Warns:
+        HeadcodesWarning: prompts that begin with what would be put in front of them, or end in a space that belongs to
+            their answers; a tokenizer that ends every text with a token.
+
     Raises:
         HeadcodesError: no pairs; an empty prompt; clean and corrupted the same, as text or as tokens; no
             answers or no wrong answers; an empty or unknown answer, one in both sets, or one that the others go on
@@ -147,6 +152,7 @@ def tokenize(
     if n_long and pairs.reading is not None:
         note = f"right answers of {n_long:,} rows have several tokens: the first that tells right from wrong is scored"
         pairs = PromptPairs(pairs.pairs, pairs.task, pairs.negative, pairs.reading.also(note))
+    reader.warn([pair for pair, _ in found])
     columns = [list(column) for column in zip(*(ids for _, ids in found), strict=True)]
     words = {token: tokenizer.decode([token]) for token in sorted({token for ids in columns[0] for token in ids})}
     return TokenPairs(columns[0], columns[1], columns[2], columns[3], bool(front), pairs, words)
@@ -203,7 +209,7 @@ class _Reader:
         return clean + shared, corrupt + shared, first, others
 
     def _prompt(self, text: str, side: str, where: str) -> list[int]:
-        ids = self.read.get(text) or list(self.tokenizer.encode(text, add_special_tokens=False))
+        ids = self._plain(text)
         if not ids:
             raise RowError(
                 f"the {side} text of {where} must not be empty", repr(text), "Give it words.", f"empty {side} text"
@@ -216,6 +222,31 @@ class _Reader:
                 "with unknown words",
             )
         return ids if ids[: len(self.front)] == self.front else [*self.front, *ids]
+
+    def warn(self, pairs: Sequence[PromptPair]) -> None:
+        """Warn where the ids are not those that ``tokenizer(prompt)`` and ``tokenizer(prompt + answer)`` give."""
+        front = self.front
+        twice = [pair for pair in pairs if front and self._plain(pair.clean)[: len(front)] == front]
+        if twice:
+            _warn(
+                f"{len(twice):,} prompts begin with what the tokenizer puts in front: it stands there once, not twice"
+            )
+        moved = [pair for pair in pairs if pair.clean.endswith(" ") and self._moves(pair)]
+        if moved:
+            where = moved[0].where or f"the one that ends in {_shown(moved[0].clean[-20:])}"
+            _warn(
+                f"{len(moved):,} prompts end in a space, which with their answers makes other tokens than one text"
+                f" would (first: {where}): take it off, and let the answers begin with it"
+            )
+
+    def _plain(self, text: str) -> list[int]:
+        return self.read.get(text) or list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _moves(self, pair: PromptPair) -> bool:
+        """Whether an answer brings a space of its own, or prompt and answer together are other tokens than apart."""
+        ids = self._plain(pair.clean)
+        answers = [answer for answer in (*pair.answers, *pair.wrong_answers) if isinstance(answer, str)]
+        return any(answer[:1].isspace() or self._plain(pair.clean + answer)[: len(ids)] != ids for answer in answers)
 
     def answer_ids(self, answer: str | int) -> list[int]:
         """Return the ids of an answer that was read before."""
@@ -289,6 +320,10 @@ def _scored(right: _Answers, wrong: _Answers, where: str) -> tuple[list[int], li
     return shared, first, others
 
 
+def _warn(message: str) -> None:
+    warnings.warn(message, HeadcodesWarning, stacklevel=4)
+
+
 def _front(tokenizer: Tokenizer, bos: str) -> list[int]:
     """Return the ids that stand in front of every prompt."""
     if bos not in ("auto", "yes", "no"):
@@ -303,6 +338,8 @@ def _front(tokenizer: Tokenizer, bos: str) -> list[int]:
         return [tokenizer.bos_token_id]
     whole, text = list(tokenizer.encode("a")), list(tokenizer.encode("a", add_special_tokens=False))
     starts = [i for i in range(len(whole)) if whole[i : i + len(text)] == text]
+    if starts and text and whole[starts[-1] + len(text) :]:
+        _warn("the tokenizer ends every text with a token of its own: it is left out, since an answer follows")
     return whole[: starts[-1]] if starts and text else []
 
 

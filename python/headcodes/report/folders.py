@@ -30,6 +30,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "bos_added": (bool,),
     "n_layers": (int,),
     "n_heads": (int,),
+    "layers_without_heads": (list,),
     "head_scores": (list,),
     "circuit": (dict,),
     "task_check": (dict,),

@@ -111,7 +111,7 @@ def _page_command(row: Mapping[str, Any]) -> str:
     def written(values: Mapping[str, Any]) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not None)
 
-    load = written({name: row[name] for name in ("revision", "device", "dtype")})
+    load = written({name: row[name] for name in ("revision", "projection", "device", "dtype")})
     return "\n".join(
         [
             "import headcodes",

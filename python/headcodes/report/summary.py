@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from headcodes.circuit.circuit import Circuit
-from headcodes.graph import parse_head, parse_part
+from headcodes.graph import numbered, parse_head, parse_part
 from headcodes.report import curve_figures, figures
 from headcodes.report.attention import MOST_TOKENS
 from headcodes.report.codes import edge_notes, edge_values, node_notes, unique_codes
@@ -208,6 +208,9 @@ def run_facts(run: RunRecord) -> list[tuple[str, str]]:
         "model": document["model"],
         "revision": document.get("revision"),
         "task": f"{document['task']} ({document['negative']} negatives)",
+        "layers without attention heads": numbered(
+            layer for layer in document.get("layers_without_heads", ()) if isinstance(layer, int)
+        ),
         "method": f"{document['method']}, {document['level']} level",
         "seed": document["seed"],
         "seeds of the method": run.seeds if "seeds" in document else None,

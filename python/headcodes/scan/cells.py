@@ -33,7 +33,7 @@ Outcome = tuple[dict[str, Any], "dict[str, np.ndarray[Any, Any]]"]
 
 def model_of(cell: Cell) -> tuple[object, ...]:
     """Return what cells share that can use one loaded model."""
-    return cell.model, cell.revision, cell.device, cell.dtype
+    return cell.model, cell.revision, cell.projection, cell.device, cell.dtype
 
 
 def group_of(cell: Cell) -> tuple[object, ...]:
@@ -229,7 +229,8 @@ def _or_error(make: Any, *arguments: Any) -> Any:
 def _load(cell: Cell) -> Model:
     from headcodes.models.load import load_model
 
-    return load_model(cell.model, revision=cell.revision, device=cell.device, dtype=cell.dtype)
+    settings = {name: getattr(cell, name) for name in ("revision", "device", "dtype", "projection")}
+    return load_model(cell.model, **settings)
 
 
 def _capture(model: Model, cell: Cell) -> Inputs:

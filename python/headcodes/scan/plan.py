@@ -173,10 +173,13 @@ class Plan(SharedSettings):
             raise HeadcodesError(error.must, where + error.got, error.mend) from error
 
     @classmethod
-    def from_lists(cls, models: str, tasks: str, methods: str, seeds: str, **settings: Any) -> Plan:
+    def from_lists(
+        cls, models: str, tasks: str, methods: str, seeds: str, revision: str | None = None, **settings: Any
+    ) -> Plan:
         """Return the plan of comma-separated lists, as the command line takes them.
 
-        A model is ``name`` or ``name@revision``; a task ``ioi`` or ``ioi:abc`` (its negative), or a prompt file.
+        A model is ``name``, of ``revision``, or ``name@revision``; a task ``ioi`` or ``ioi:abc`` (its negative), or a
+        prompt file.
 
         Raises:
             HeadcodesError: an unknown task or method, seeds that are none, an empty list.
@@ -192,8 +195,8 @@ class Plan(SharedSettings):
 
         sources = []
         for model in parts(models, "models"):
-            name, _, revision = model.rpartition("@")
-            sources.append((name, revision) if name and not Path(model).exists() else (model, None))
+            name, _, its_own = model.rpartition("@")
+            sources.append((name, its_own) if name and not Path(model).exists() else (model, revision))
         named: list[tuple[str, str | None]] = []
         for task in parts(tasks, "tasks"):
             name, _, negative = task.partition(":")

@@ -66,7 +66,7 @@ SCHEMA = pa.schema(
 # Columns that the first stores lack.
 _LATER = (
     *("failure", "budget_s", "held_memory_bytes", "arrays_bytes", "arrays_mtime_ns"),
-    *("columns", "skip_bad", "leading_space", "corrupt", "chat", "system"),
+    *("columns", "skip_bad", "leading_space", "corrupt", "chat", "system", "projection"),
 )
 
 

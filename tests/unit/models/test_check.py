@@ -21,13 +21,13 @@ from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
 from headcodes.models.model import Model
 from headcodes.prompts.tokens import TokenPairs
-from tiny_families import ROWS, known, make, table
+from tiny_families import REFUSED, ROWS, known, make, table
 
 # Families with nodes only, and what they are told.
-NO_EDGES = {
-    "CodeGen": "where queries, keys and values lie",
-    "Falcon, grouped": "where queries, keys and values lie",
+HYBRIDS = list(ROWS)[list(ROWS).index("Qwen 3-Next") :]
+NO_EDGES = dict.fromkeys(HYBRIDS, "no heads and no MLPs") | {
     "OPT, norms behind": "no final norm",
+    "MiniMax": "do not add up",
 }
 PARALLEL = {
     "GPT-NeoX, parallel",
@@ -40,17 +40,20 @@ PARALLEL = {
     "Cohere 2",
 }
 # Their attention knows no mask of a query's own, or a window shorter than the prompts.
-NO_SHARED_ROWS = {"BLOOM", "MPT", "Falcon, sequential", "Mistral, window of 4"}
+NO_SHARED_ROWS = {"BLOOM", "MPT", "Falcon, sequential", "Mistral, window of 4", *HYBRIDS}
 IDS = torch.tensor([[5, 70, 31, 41, 9, 62, 77], [8, 9, 10, 11, 12, 13, 14]])
 
 
 token_pairs = partial(made_pairs.token_pairs, n=3, seed=3, lengths=(7, 6), n_right=(2,), n_wrong=(3,), n_vocab=97)
 
 
-def results(model: Model, prompt: list[int]) -> list[torch.Tensor]:
-    """Every layer's head results [seq, column] on one prompt alone, by hooks of our own."""
-    kept: list[torch.Tensor] = []
-    hooks = [p.register_forward_pre_hook(lambda _m, args: kept.append(args[0][0])) for p in model.projections]
+def results(model: Model, prompt: list[int]) -> dict[int, torch.Tensor]:
+    """The head results [seq, column] of every layer that has some, on one prompt alone, by hooks of our own."""
+    kept: dict[int, torch.Tensor] = {}
+    hooks = [
+        part.register_forward_pre_hook(lambda _m, args, layer=layer: kept.__setitem__(layer, args[0][0]))
+        for layer, part in enumerate(model.projections)
+    ]
     with torch.no_grad():
         model.module(input_ids=torch.tensor([prompt]), use_cache=False)
     for hook in hooks:
@@ -98,7 +101,10 @@ def test_captured_heads_are_those_of_each_prompt_alone(family: tuple[str, Model]
     prompts = [[5, 70, 31, 41, 9, 62], [5, 70, 31, 41, 9, 8], [5, 70, 31, 41, 8], [9, 6]]
     found = capture(model, prompts)[0].z.view(4, model.n_layers, model.n_heads, model.d_head)
     for row, prompt in enumerate(prompts):
-        for layer, z in enumerate(results(model, prompt)):
+        by_layer = results(model, prompt)
+        assert set(range(model.n_layers)) - set(by_layer) == set(model.without_heads)
+        assert not found[row, list(model.without_heads)].any()
+        for layer, z in by_layer.items():
             torch.testing.assert_close(found[row, layer], model.by_head(layer, z.mean(0)), atol=2e-5, rtol=1e-3)
 
 
@@ -108,7 +114,9 @@ def test_a_nodes_edges_add_up_to_its_score_or_are_refused(family: tuple[str, Mod
     if name in NO_EDGES:
         with pytest.raises(HeadcodesError, match=NO_EDGES[name]):
             eap.find("eap", inputs, "edge", 0)
-        assert eap.find("eap", inputs, "node", 0).head_scores.any()
+        scores = eap.find("eap", inputs, "node", 0).head_scores
+        assert scores[model.real_heads].all()
+        assert not scores[~model.real_heads].any()
         return
     found = eap.find("eap", inputs, "edge", 0)
     assert found.edges is not None
@@ -121,15 +129,18 @@ def test_a_nodes_edges_add_up_to_its_score_or_are_refused(family: tuple[str, Mod
 
 
 def test_mlps_read_their_own_layers_heads_or_do_not(family: tuple[str, Model]) -> None:
-    """Changing layer 0's heads changes what its MLP is given, or does not: by a pass of our own."""
+    """Changing a layer's heads changes what its MLP is given, or does not: by a pass of our own."""
     name, model = family
-    reader = model.mlp_reader(0)
-    assert reader is not None
+    first = next(layer for layer in range(model.n_layers) if layer not in model.without_heads)
+    reader = model.mlp_reader(first)
+    if reader is None:
+        assert name == "Nemotron-H"
+        return
     given: list[torch.Tensor] = []
     watch = reader.register_forward_pre_hook(lambda _m, args: given.append(args[0].clone()))
     with torch.no_grad():
         model.module(input_ids=IDS, use_cache=False)
-        double = model.projections[0].register_forward_pre_hook(lambda _m, args: (2 * args[0],))
+        double = model.projections[first].register_forward_pre_hook(lambda _m, args: (2 * args[0],))
         model.module(input_ids=IDS, use_cache=False)
     watch.remove()
     double.remove()
@@ -140,8 +151,9 @@ def test_patching_and_direct_attribution_hold_for_every_family(family: tuple[str
     name, model = family
     tokens = token_pairs()
     with warnings.catch_warnings():
-        if name in ("BLOOM", "MPT") or model.final_norm is None:
-            # Layers given a bias for the rows at hand, and no final norm (OPT-350m): the walk says that it cannot be.
+        if name in ("BLOOM", "MPT") or model.final_norm is None or model.without_heads:
+            # Layers given a bias for the rows at hand, no final norm (OPT-350m), a state in place of keys and values:
+            # the walk says that it cannot be.
             warnings.simplefilter("ignore", HeadcodesWarning)
         walked = causal_truth(model, flipped(model, tokens), cache=False, progress=False)
     whole = causal_truth(model, flipped(model, tokens), cache=False, progress=False, engine="forward")
@@ -167,13 +179,16 @@ def flipped(model: Model, tokens: TokenPairs) -> TokenPairs:
 
 def test_docs_list_what_every_family_is_found_to_do() -> None:
     """Made anew by ``python tests/tiny_families.py``."""
-    if not all(map(known, ROWS)):
+    if not all(map(known, [*ROWS, *REFUSED])):
         pytest.skip("the installed transformers does not know every family")
+    for name, (_, _, reason) in REFUSED.items():
+        with pytest.raises(HeadcodesError, match=reason):
+            load_model(make(name))
     assert table() in (Path(__file__).parents[3] / "docs" / "models.md").read_text()
 
 
 # TransformerLens 4.3 opens none of these.
-UNKNOWN_TO_TRANSFORMER_LENS = {"CodeGen", "OPT, norms behind", "Falcon, grouped", "Gemma 4, widths by layer"}
+UNKNOWN_TO_TRANSFORMER_LENS = {"CodeGen", "OPT, norms behind", "Falcon, grouped", "Gemma 4, widths by layer", *HYBRIDS}
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in UNKNOWN_TO_TRANSFORMER_LENS])
@@ -192,8 +207,62 @@ def test_heads_and_their_order_are_those_of_transformer_lens(name: str, tiny_tok
     )
     with torch.no_grad():
         _, cache = theirs.run_with_cache(IDS[:1], prepend_bos=False)
-        for layer, z in enumerate(results(ours, IDS[0].tolist())):
+        for layer, z in results(ours, IDS[0].tolist()).items():
             expected = cache[f"blocks.{layer}.attn.hook_z"].reshape(z.shape)
             torch.testing.assert_close(z, expected, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(ours.W_O, theirs.W_O, atol=1e-6, rtol=1e-5)
     assert ours.parallel_attn_mlp == bool(theirs.cfg.parallel_attn_mlp)
+
+
+def test_layers_without_heads_are_named_and_score_nothing(tiny_tokenizer: Any) -> None:
+    """A hybrid keeps its layers' numbers; no method says anything of heads that are not there."""
+    from headcodes import discover, tasks
+    from headcodes.cli.table import table as printed
+    from headcodes.methods import METHODS
+
+    if not known("LFM2"):
+        pytest.skip("the installed transformers does not know LFM2")
+    model = load_model(make("LFM2", vocab_size=len(tiny_tokenizer)), tokenizer=tiny_tokenizer)
+    assert model.without_heads == (0, 2)
+    pairs = tasks.get("ioi").build(tiny_tokenizer, n=6, seed=0)
+    for method in ("random", "sp", "paper", "contrast", "attribution", "hisp", "dla", "acdc"):
+        assert method in METHODS
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", HeadcodesWarning)
+            found = discover(model, pairs, method=method, verify=None)
+        assert not found.head_scores[[0, 2]].any(), method
+        assert found.head_scores[[1, 3]].any(), method
+        assert {layer for layer, _ in found.circuit(8).heads} <= {1, 3}, method
+    assert found.as_json()["layers_without_heads"] == [0, 2]
+    assert "no attention heads in layers 0, 2: run, and left out" in printed(found, 5)
+
+
+def test_the_check_costs_three_short_passes_once(tmp_path: Path, tiny_tokenizer: Any, monkeypatch: Any) -> None:
+    """A prompt of a task has more tokens than it; the second time nothing is run."""
+    hf = make("Llama")
+    hf.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setenv("HEADCODES_CACHE", str(tmp_path / "cache"))
+    passes: list[int] = []
+    trace = Model.trace
+
+    def counted(self: Model, tokens: torch.Tensor, **kwargs: Any) -> Any:
+        passes.append(tokens.numel())
+        return trace(self, tokens, **kwargs)
+
+    monkeypatch.setattr(Model, "trace", counted)
+    first = load_model(tmp_path / "model").facts
+    assert len(passes) == 3
+    assert sum(passes) <= 64
+    assert load_model(tmp_path / "model").facts == first
+    assert len(passes) == 3
+
+
+@pytest.mark.parametrize("name", ["Gemma 4, widths by layer", "LFM2", "CodeGen"])
+def test_a_folder_of_the_family_opens(name: str, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    if not known(name):
+        pytest.skip(f"the installed transformers does not know {name}")
+    hf = make(name)
+    hf.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    torch.testing.assert_close(load_model(tmp_path, dtype="float32").W_O, load_model(hf).W_O, atol=0, rtol=0)

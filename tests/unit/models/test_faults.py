@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,66 @@ def test_quantised_weights_are_read_as_what_they_compute(bits: int, tmp_path: Pa
     heads = torch.einsum("bshd,hdm->bsm", found.by_head(1, z).float(), found.W_O[1].float())
     assert float((heads - out).norm() / out.norm()) < 0.02
     assert bool(capture(found, PROMPTS)[0].z.isfinite().all())
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_weights_of_torchao_are_read_as_what_they_compute(dynamic: bool, tmp_path: Path) -> None:
+    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    from transformers import AutoModelForCausalLM, TorchAoConfig
+
+    plain = make("Llama", hidden_size=64, intermediate_size=128)
+    plain.save_pretrained(tmp_path)
+    kind = "Int8DynamicActivationInt8WeightConfig" if dynamic else "Int8WeightOnlyConfig"
+    how = TorchAoConfig(getattr(quantization, kind)())
+    quantised = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=how, dtype=torch.float32)
+    found, before = load_model(quantised), load_model(plain).W_O
+    assert not torch.equal(found.W_O, before)
+    torch.testing.assert_close(found.W_O, before, atol=0.02, rtol=0)
+    inputs = Inputs(found, token_pairs(PROMPTS))
+    if dynamic:  # rounded inputs have no gradient
+        with pytest.raises(HeadcodesError, match="gradient must reach every part"):
+            eap.find("eap", inputs, "node", 0)
+    else:
+        assert eap.find("eap", inputs, "edge", 0).head_scores.all()
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "aqlm"])
+def test_a_format_that_cannot_be_read_here_is_named(method: str, tmp_path: Path) -> None:
+    make("Llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if any(map(find_spec, ("optimum", "gptqmodel", "aqlm"))):
+        pytest.skip("what reads such formats is installed")
+    with pytest.raises(HeadcodesError, match=rf"(?i)^quantised weights must .*{method}[^\n]*$"):
+        load_model(tmp_path, tokenizer=object())
+
+
+def test_a_format_that_was_never_tried_is_refused_by_name() -> None:
+    model = make("Llama")
+    model.config.quantization_config = {"quant_method": "compressed-tensors"}
+    assert load_model(model).facts.edges is None  # the weights are plain
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight = nn.Parameter(torch.ones(32, 32, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(HeadcodesError, match=r"of a format that was tried \(.*\); got .* in compressed-tensors"):
+        load_model(model)
+
+
+def test_heads_that_read_more_than_queries_keys_and_values_have_no_edges() -> None:
+    """A gate on a head's result that reads the stream: edges by queries, keys and values would miss it."""
+    model = make("Llama")
+    read: dict[int, Tensor] = {}
+    for index, layer in enumerate(model.model.layers):
+        layer.input_layernorm.register_forward_hook(lambda _m, _args, out, index=index: read.__setitem__(index, out))
+        layer.self_attn.o_proj.register_forward_pre_hook(
+            lambda _m, args, index=index: (args[0] * read[index].sigmoid(),)
+        )
+    found = load_model(model)
+    assert "heads of layer 0 read more of the stream" in (found.facts.edges or "")
+    inputs = Inputs(found, token_pairs(PROMPTS))
+    assert eap.find("eap", inputs, "node", 0).head_scores.all()
+    with pytest.raises(HeadcodesError, match="read more of the stream"):
+        eap.find("eap", inputs, "edge", 0)
 
 
 class Stopping(nn.Module):

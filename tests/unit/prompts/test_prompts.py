@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from headcodes import HeadcodesError, PromptPair, PromptPairs
+from headcodes import HeadcodesError, HeadcodesWarning, PromptPair, PromptPairs
 from headcodes.prompts.tokens import continuation_ids, tokenize
 
 WORDS = ["<s>", "</s>", "<unk>", "a", "cat", "dog", "sat", "ran", "the", "yes", "no"]
@@ -138,8 +138,37 @@ def test_bos_is_put_as_asked(adds_bos, bos, put):
 
 
 def test_a_bos_in_the_text_is_not_doubled():
-    tokens = tokenize(pairs(pair(clean="<s> the cat")), word_tokenizer(True))
-    assert tokens.clean == [[0, 8, 4]]
+    """``tokenizer(text)`` would have it twice, and so it is said."""
+    with pytest.warns(HeadcodesWarning, match="1 prompts begin with what the tokenizer puts in front"):
+        tokens = tokenize(pairs(pair(clean="<s> the cat"), pair()), word_tokenizer(True))
+    assert tokens.clean == [[0, 8, 4]] * 2
+
+
+@pytest.mark.parametrize("answers", [("Mary", "the"), (" Mary", " the")])
+def test_a_space_at_the_end_that_moves_the_answer_is_told(answers):
+    """' Mary' is a token; a space and 'Mary' are others, of which the model thinks otherwise."""
+    given = pair(clean="a cat ", corrupt="a the ", answers=answers[:1], wrong_answers=answers[1:])
+    with pytest.warns(HeadcodesWarning, match=r"1 prompts end in a space, .* \(first: the one that ends in 'a cat '\)"):
+        tokenize(pairs(given), spaced_tokenizer())
+    tokenize(
+        pairs(pair(clean="a cat", corrupt="a the", answers=(" Mary",), wrong_answers=(" the",))), spaced_tokenizer()
+    )
+
+
+def test_what_a_tokenizer_ends_every_text_with_is_left_out_and_told():
+    tokenizer = word_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
+    with pytest.warns(HeadcodesWarning, match="ends every text with a token of its own"):
+        assert tokenize(pairs(pair()), tokenizer).clean == [[8, 4]]
+
+
+def test_a_tokenizer_that_pads_on_the_left_gives_the_same_ids():
+    left, right = word_tokenizer(True), word_tokenizer(True)
+    left.pad_token, left.padding_side = "</s>", "left"
+    some = pairs(pair(), pair(clean="the cat sat the cat"))
+    assert tokenize(some, left).clean == tokenize(some, right).clean == [[0, 8, 4], [0, 8, 4, 6, 8, 4]]
 
 
 def test_a_tokenizer_without_bos():

@@ -128,6 +128,12 @@ def test_what_no_cell_could_do_is_refused_at_once(changes: dict[str, Any], says:
         Plan(models=(("planted-ioi", None),), **changes)
 
 
+def test_a_revision_is_that_of_models_that_name_none() -> None:
+    plan = Plan.from_lists("a,b@step1", "ioi", "paper", "0", revision="main", projection="layers.{layer}.o_proj")
+    assert plan.models == (("a", "main"), ("b", "step1"))
+    assert plan.projection == "layers.{layer}.o_proj"
+
+
 def test_every_setting_is_part_of_what_a_cell_is(monkeypatch: pytest.MonkeyPatch) -> None:
     changes: dict[str, Any] = {
         "model": "planted-induction",
@@ -151,6 +157,7 @@ def test_every_setting_is_part_of_what_a_cell_is(monkeypatch: pytest.MonkeyPatch
         "system": "Be brief.",
         "device": "cuda",
         "dtype": "bfloat16",
+        "projection": "layers.{layer}.o_proj",
         "threads": 2,
     }
     assert set(changes) == {field.name for field in dataclasses.fields(Cell)}

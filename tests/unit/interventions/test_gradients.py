@@ -1,0 +1,97 @@
+"""Backward passes a layer at a time: the same bits as in one go, and a bound on what they hold."""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import made_pairs
+from headcodes.interventions import gradients
+from headcodes.interventions.runs import batches, kept_bytes_per_token, node_bytes_per_token, ready
+from headcodes.methods import attribution, eap, hisp
+from headcodes.methods.inputs import Inputs
+from headcodes.models.load import load_model
+from headcodes.models.model import Model
+from tiny_families import known, make
+
+token_pairs = partial(made_pairs.token_pairs, n=3, seed=3, lengths=(7, 6), n_right=(2,), n_wrong=(3,), n_vocab=97)
+
+
+def everything(model: Model) -> list[np.ndarray]:
+    """What methods with gradients find, node level."""
+    found = [attribution.products(model, token_pairs()).of_pairs.numpy()]
+    found.append(hisp.find("hisp", Inputs(model, token_pairs()), "node", 0).head_scores)
+    for method in ("eap", "eap-ig-inputs", "eap-ig-activations"):
+        scores = eap.find(method, Inputs(model, token_pairs()), "node", 0)
+        assert scores.signed is not None
+        found += [scores.signed, np.array(list(scores.other_nodes.values()))]
+    return found
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "Llama", "Falcon, multi-query", "Gemma 2", "Granite", "gpt-oss", "LFM2"])
+def test_a_layer_at_a_time_gives_the_same_bits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not known(name):
+        pytest.skip(f"the installed transformers does not know {name}")
+    model = load_model(make(name))
+    whole = everything(model)
+    monkeypatch.setattr(gradients, "graph_bytes", lambda device: 0)
+    for found, expected in zip(everything(model), whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+class Held:
+    """How many bytes autograd holds for a backward pass, weights left out; the most of it at any time."""
+
+    def __init__(self, model: Model) -> None:
+        self.weights = {part.untyped_storage().data_ptr() for part in model.module.parameters()}
+        self.now, self.most = 0, 0
+        self.counts: dict[int, int] = {}
+
+    def pack(self, tensor: Tensor) -> Any:
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        box = _Box(tensor)
+        if place not in self.weights:
+            self.counts[place] = self.counts.get(place, 0) + 1
+            self.now += size if self.counts[place] == 1 else 0
+            self.most = max(self.most, self.now)
+            weakref.finalize(box, self.drop, place, size)
+        return box
+
+    def drop(self, place: int, size: int) -> None:
+        self.counts[place] -= 1
+        self.now -= size if self.counts[place] == 0 else 0
+
+
+class _Box:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "Llama", "Gemma 2", "OLMoE"])
+def test_a_backward_pass_holds_what_is_foretold(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = {"n_layer": 6} if name == "GPT-2" else {"num_hidden_layers": 6}
+    model = load_model(make(name, **layers))
+    batch = next(batches(token_pairs(n=4, lengths=(40,)), 1))
+    n_tokens = batch.clean.numel()
+
+    def most() -> int:
+        held = Held(model)
+        with ready(model), torch.autograd.graph.saved_tensors_hooks(held.pack, lambda box: box.tensor):
+            gradients.with_gradients(model, batch, "logit-diff")
+        return held.most
+
+    whole = most()
+    foretold = node_bytes_per_token(model) * n_tokens
+    assert foretold / 4 <= whole <= foretold
+    monkeypatch.setattr(gradients, "graph_bytes", lambda device: 0)
+    by_layer = most()
+    assert by_layer <= whole / 3
+    assert by_layer <= node_bytes_per_token(model) / model.n_layers * n_tokens
+    assert gradients.backward_bytes(model, n_tokens) == kept_bytes_per_token(model) * n_tokens < foretold
