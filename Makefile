@@ -19,7 +19,7 @@ SOURCES := pyproject.toml $(LOCK) CMakeLists.txt $(wildcard csrc/*/*.cpp csrc/*/
 
 # The package, what it depends on, and the weights: nothing that only tests and linters need. Few prompts: a first circuit.
 demo: $(VENV)/.installed
-	$(BIN)/headcodes discover --model smollm2-135m --task ioi --level edge --n-prompts 80
+	$(BIN)/headcodes discover --model smollm2-135m --task ioi --level edge --n-prompts 40
 
 setup: $(VENV)/.complete
 
