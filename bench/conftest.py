@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parents[1]
 # What must be green before a file's benchmarks count.
 TESTS = {
     "test_capture": ("unit/activations/test_activations.py",),
-    "test_discover": ("integration/test_discovery.py",),
+    "test_discover": ("integration/test_discovery.py", "integration/test_discovery_seeds.py"),
     "test_encode": ("unit/codes/test_codes.py",),
     "test_overlap": ("unit/overlap/test_overlap.py", "unit/overlap/test_significance.py"),
     "test_overlap_significance": ("unit/overlap/test_significance.py",),
     "test_report": ("unit/report/test_report.py", "unit/report/test_report_figures.py"),
     "test_scan": ("unit/scan/test_scan_plan.py", "unit/scan/test_scan_store.py"),
-    "test_store": ("unit/store/test_packs.py", "unit/scan/test_scan_store.py", "unit/report/test_report.py"),
+    "test_store": ("unit/store/test_packs.py", "unit/scan/test_scan_store.py", "unit/report/test_report_folders.py"),
     "test_train": ("unit/codes/test_sae.py",),
 }
 COLUMNS = (
