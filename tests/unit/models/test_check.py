@@ -20,6 +20,7 @@ from headcodes.methods import dla, eap
 from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
 from headcodes.models.model import Model
+from headcodes.models.slots import slot_projection
 from headcodes.prompts.tokens import TokenPairs
 from tiny_families import REFUSED, ROWS, known, make, table
 
@@ -266,3 +267,30 @@ def test_a_folder_of_the_family_opens(name: str, tiny_tokenizer: Any, tmp_path: 
     hf.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
     torch.testing.assert_close(load_model(tmp_path, dtype="float32").W_O, load_model(hf).W_O, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["CodeGen", "Falcon, grouped"])
+def test_queries_keys_and_values_lie_where_the_family_itself_takes_them_from(name: str) -> None:
+    """A sum over heads does not see which head an edge was given to; the families' own ways of splitting do."""
+    model = load_model(make(name))
+    module, _ = slot_projection(model, 0, "q")
+    out = torch.randn(2, 3, module.out_features)
+    attention: Any = model.attention(0)
+    if name == "CodeGen":
+        query, value, key = out.view(2, 3, attention.mp_num, -1).split(attention.embed_dim // attention.mp_num, -1)
+        expected = {"q": query, "k": key, "v": value}
+        expected = {slot: part.reshape(2, 3, 4, 8) for slot, part in expected.items()}
+    else:
+        grouped = out.view(2, 3, 2, 4, 8)
+        expected = {"q": grouped[..., :2, :].flatten(2, 3), "k": grouped[..., 2, :], "v": grouped[..., 3, :]}
+        own = attention._split_heads(out)
+        for slot, part in zip("qkv", own, strict=True):
+            theirs = expected[slot] if slot == "q" else expected[slot].repeat_interleave(2, 2)
+            torch.testing.assert_close(part.reshape(2, 3, 4, 8), theirs, atol=0, rtol=0)
+    for slot, part in expected.items():
+        cut = slot_projection(model, 0, slot)[1]
+        assert torch.equal(cut(out), part)
+        changed = out.clone()
+        cut.put(changed, part + 1)
+        assert torch.equal(cut(changed), part + 1)
+        assert int((changed != out).sum()) == part.numel()
