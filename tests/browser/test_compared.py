@@ -43,12 +43,12 @@ def test_checkpoints_and_tasks_are_drawn_and_fit(
 ) -> None:
     opened = open_report(along, **LOOKS[look])
     page: Any = opened.page
-    assert page.locator("#checkpoints h2").inner_text() == "Along checkpoints"
+    assert page.locator("#checkpoint-groups h2").inner_text() == "Along checkpoints"
     assert page.locator('select[data-role="checkpoints"] option').count() == 2
     lines = opened.drawn("Scores of 10 heads along 5 checkpoints")
     assert lines.locator(".scatterlayer .trace").count() == 10
     opened.drawn("Matrix of 40 heads by 5 checkpoints: score")
-    assert HOSTILE[:4] in page.locator("#checkpoints figcaption").first.inner_text()
+    assert HOSTILE[:4] in page.locator("#checkpoint-groups figcaption").first.inner_text()
     opened.drawn("Matrix of")
     assert "shared by all 2 tasks" in page.locator('[data-role="shared"]').inner_text()
     assert page.get_by_role("region", name="Heads and their tasks").locator("tbody tr").count() >= 20
@@ -65,7 +65,7 @@ def test_another_group_and_the_tables(open_report: Callable[..., Opened], along:
     opened.drawn("Scores of 10 heads along 5 checkpoints")
     label = page.locator('select[data-role="checkpoints"] option').nth(1).inner_text()
     assert label.startswith("pythia · i")
-    details = page.locator("#checkpoints details").nth(1)
+    details = page.locator("#checkpoint-groups details").nth(1)
     details.locator("summary").click()
     rows = details.locator("tbody tr")
     assert rows.count() == 40
@@ -75,5 +75,5 @@ def test_a_scan_of_one_model_and_task_has_neither(
     open_report: Callable[..., Opened], make_run: Callable[..., RunRecord]
 ) -> None:
     opened = open_report([make_run(seed=seed, n_pairs=8, rich=False, shape=(4, 4)) for seed in range(2)])
-    assert not opened.page.locator("#checkpoints *").count()
-    assert not opened.page.locator("#tasks *").count()
+    assert not opened.page.locator("#checkpoint-groups *").count()
+    assert not opened.page.locator("#task-groups *").count()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -109,3 +110,5 @@ def test_foreign_names_stay_text_on_the_page() -> None:
     for line in parts.blocks["checkpoints"][0]["lines"]["data"]:
         assert not any("<" in name for name in line["x"])
     assert Parts(render(runs[:1])).blocks["checkpoints"] == []
+    ids = re.findall(r'\sid="([^"]+)"', html[: html.index('id="plotly"')])
+    assert len(ids) == len(set(ids))  # a block and an element of one name: the script would read the wrong one

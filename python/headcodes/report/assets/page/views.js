@@ -72,8 +72,8 @@
   };
 
   // Several groups of runs, one of them shown at a time.
-  const drawCompared = (id, title, note, draw) => {
-    const box = document.getElementById(id), groups = block(id);
+  const drawCompared = (id, where, title, note, draw) => {
+    const box = document.getElementById(where), groups = block(id);
     if (box.hasChildNodes() || !groups.length) return;
     const pick = make("select", { "data-role": id }, ...groups.map((group, i) => make("option", { value: String(i) }, group.label)));
     const at = make("div");
@@ -88,7 +88,7 @@
     return table(`${what} by head`, ["head", ...columns.map(shown)], group.heads.map((head, i) =>
       [head, ...columns.map((_, j) => values[2 * (i * columns.length + j)])]));
   };
-  const drawCheckpoints = () => drawCompared("checkpoints", "Along checkpoints",
+  const drawCheckpoints = () => drawCompared("checkpoints", "checkpoint-groups", "Along checkpoints",
     "How the scores of the strongest heads move along the checkpoints of one model: means over seeds and draws of prompts.", (at, group) => {
       place(at,
         chart({ figure: group.lines, name: "checkpoint lines", wide: true,
@@ -100,7 +100,7 @@
           caption: "Heads by checkpoints, those of largest score anywhere first; hovering tells in how many runs' circuits a head is.",
           table: matrixTable(group, group.matrix, "Score") }));
     });
-  const drawTasks = () => drawCompared("tasks", "Across tasks",
+  const drawTasks = () => drawCompared("tasks", "task-groups", "Across tasks",
     "Which heads tasks share: those in the circuit of at least half of a task's runs. Specificity is 0 where scores are alike in all tasks, 1 where one task has them alone (tau).", (at, group) => {
       const shared = group.of.filter((tasks) => tasks.length === group.tasks.length).length;
       const own = group.of.filter((tasks) => tasks.length === 1).length;
