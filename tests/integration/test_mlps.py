@@ -207,6 +207,14 @@ def test_mlps_are_shown_saved_exported_and_judged(model: Any, tokens: Any, tmp_p
     nodes = json.loads((tmp_path / "graph.json").read_text())["nodes"]
     assert {name for name, row in nodes.items() if row["in_graph"] and name[0] == "m"} == set(mlps)
     assert nodes["input"]["in_graph"]  # the embedding stays
+    if level == "node":  # an edge is worth the lesser of its ends, heads or MLPs
+        edges = json.loads((tmp_path / "graph.json").read_text())["edges"]
+        for first, second in (("m0", "a2.h1"), ("a0.h1", "m1"), ("m0", "m2")):
+            ends = [circuit.node_scores[name] for name in (first, second)]
+            name = f"{first}->{second}" + "<q>" * second.startswith("a")
+            assert edges[name]["score"] == min(ends, key=abs)
+            chosen = {first, second} <= set(circuit.nodes)
+            assert edges[name]["in_graph"] == chosen
     # The exported graph is judged as the circuit itself is.
     found = [
         evaluate_circuit(each, model, tokens, components="heads+mlps", top=5, n_pairs=4, with_curve=True, n_random=0)

@@ -95,3 +95,25 @@ def test_known_heads_are_the_largest_of_all(
     assert truth.n_answered >= 31
     largest = {name for name, _ in truth.largest(10)}
     assert {f"a{layer}.h{head}" for layer, head in KNOWN} <= largest
+
+
+def test_the_first_mlp_has_the_largest_confirmed_effect(smollm2: Any, ioi: TokenPairs) -> None:
+    """Nearly twice that of the largest head; hooks of the test's own agree."""
+    result = headcodes.discover(smollm2, ioi.pairs.head(20), components="heads+mlps", verify=4)
+    rows = {row["head"]: row for row in result.as_json()["verification"]}
+    assert rows["m0"]["confirmed"]
+    assert result.circuit().nodes[0] == "m0"
+    assert rows["m0"]["effect"] > 1.5 * max(abs(row["effect"]) for name, row in rows.items() if name.startswith("a"))
+    module = smollm2.mlp(0)
+    tokens, lost = ioi.subset([0, 1]), []
+    for index in range(2):
+        kept: list[torch.Tensor] = []
+        hook = module.register_forward_hook(lambda _m, _a, y, kept=kept: kept.append(y.clone()))
+        plain_ld(smollm2, tokens, index, tokens.corrupt[index])
+        hook.remove()
+        clean = plain_ld(smollm2, tokens, index, tokens.clean[index])
+        hook = module.register_forward_hook(lambda _m, _a, _y, kept=kept: kept[0])
+        lost.append(clean - plain_ld(smollm2, tokens, index, tokens.clean[index]))
+        hook.remove()
+    found = verify(smollm2, tokens, [(0, None)])
+    np.testing.assert_allclose(found.effects[:, 0], lost, atol=1e-3)

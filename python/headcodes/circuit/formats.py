@@ -9,7 +9,7 @@ empty:
 - A head-to-head edge gets its pair's score, scaled so that the best pair is worth as much as the best head;
   where the circuit has no pair scores, the smaller score of its two heads. Query, key and value share it.
 - Any other edge gets the score of the head at its end; one without a head gets the best head's: it is always
-kept.
+kept. Where nodes were chosen among MLPs too, their scores count like those of heads.
 
 A circuit that itself has scores of edges to slots, MLPs, input or logits (from EAP, or read from such a
 file) is written with them as they are, with 0 for edges without a score. Which edges and nodes are chosen is

@@ -12,7 +12,7 @@ import numpy as np
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write, read_json, reading, reason_of
-from headcodes.graph import Graph, parse_head, split_slot
+from headcodes.graph import Graph, parse_head, parse_part, split_slot
 
 _MOST_EDGES = 20_000_000
 # MIB's nine sizes of a submission of circuits: at most this share of the edges.
@@ -272,7 +272,9 @@ def _node_member(circuit: Circuit, name: str) -> bool:
 def filled_graph(circuit: Circuit) -> tuple[Callable[[str, str], float], Callable[[str, str], bool]]:
     """Return the score and the membership of every edge, filled in by the rule of this module."""
     chosen = set(circuit.edges)
-    scores = {name: score for name, score in circuit.node_scores.items() if parse_head(name)}
+    # MLPs have a say where nodes were chosen among them.
+    scored = parse_part if chooses_mlps(circuit) else parse_head
+    scores = {name: score for name, score in circuit.node_scores.items() if scored(name)}
     scores = scores or dict.fromkeys(circuit.nodes, 1.0)
     best = max((abs(score) for score in scores.values()), default=0.0) or 1.0
     strongest_pair = max((abs(score) for score in circuit.edge_scores.values()), default=0.0) or 1.0
@@ -282,8 +284,8 @@ def filled_graph(circuit: Circuit) -> tuple[Callable[[str, str], float], Callabl
 
     def made(source: str, destination: str) -> float:
         name = split_slot(destination)[0]
-        ends = [scores.get(end, 0.0) for end in (source, name) if parse_head(end)]
-        if len(ends) == 2 and circuit.edge_scores:
+        ends = [scores.get(end, 0.0) for end in (source, name) if scored(end)]
+        if circuit.edge_scores and parse_head(source) and parse_head(name):
             score = circuit.edge_scores.get((source, destination), circuit.edge_scores.get((source, name), 0.0))
             return score * best / strongest_pair
         return min(ends, key=abs) if ends else best

@@ -50,7 +50,6 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
         findings.other_nodes = dict(mlps)
         findings.set_signed(torch.from_numpy(truth.head_effects.copy()))
         findings.set_by_pair(ByPair(torch.from_numpy(truth.per_pair_head_effects.copy()), abs_mean))
-        _by_place(findings, inputs, truth, metric)
         if level == "edge":
             n = model.n_components
             later = [(i, j) for i in range(n) for j in range(n) if i // model.n_heads < j // model.n_heads]
@@ -60,6 +59,8 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
             for (i, j), effect in zip(later, effects, strict=True):
                 pairs[i, j] = pairs[j, i] = effect
             findings.pair_scores = pairs
+    with findings.timed("places"):
+        _by_place(findings, inputs, truth, metric)
     return findings
 
 
