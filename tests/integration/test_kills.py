@@ -27,7 +27,8 @@ from tables import save_table
 # Runs the command line; when the work begins it says so, and what it writes under a folder it counts: each opening for
 # writing, each rename, each new folder. At the nth of these it sends itself a signal.
 CHILD = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs behind a shell's & is born deaf to Ctrl-C
 import headcodes.cli, headcodes.discovery, headcodes.models.load, headcodes.models.planted, transformers.models.mistral
 from headcodes.store import packs
 packs.WORTH = 2  # so that cells are packed too

@@ -145,20 +145,20 @@ class SparseAutoencoder:
         config: Any = read_json(folder / _CONFIG_FILE, "an autoencoder's configuration", mend)
         with reading("an autoencoder's folder must be readable", folder, mend):
             weights = load_file(regular(folder / _WEIGHTS_FILE))
-        wanted = {
-            "architecture": "standard",
-            "apply_b_dec_to_input": True,
-            "normalize_activations": "none",
-            "reshape_activations": "none",
-        }
-        for key, value in wanted.items():
-            got = config.get(key, value) if isinstance(config, dict) else config
-            if got != value:
-                raise HeadcodesError(f"{key} in cfg.json must be {value!r}", repr(got), mend)
-        d_in, d_sae = config.get("d_in"), config.get("d_sae")
-        shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
-        for name, shape in shapes.items():
-            got = tuple(weights[name].shape) if name in weights else "nothing"
-            if got != shape:
-                raise HeadcodesError(f"{name} in {_WEIGHTS_FILE} must have shape {shape}", str(got), mend)
+            wanted = {
+                "architecture": "standard",
+                "apply_b_dec_to_input": True,
+                "normalize_activations": "none",
+                "reshape_activations": "none",
+            }
+            for key, value in wanted.items():
+                got = config.get(key, value) if isinstance(config, dict) else config
+                if got != value:
+                    raise HeadcodesError(f"{key} in cfg.json must be {value!r}", repr(got), mend)
+            d_in, d_sae = config.get("d_in"), config.get("d_sae")
+            shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+            for name, shape in shapes.items():
+                got = tuple(weights[name].shape) if name in weights else "nothing"
+                if got != shape:
+                    raise HeadcodesError(f"{name} in {_WEIGHTS_FILE} must have shape {shape}", str(got), mend)
         return cls(**{name: weights[name].float() for name in shapes})

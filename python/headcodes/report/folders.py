@@ -74,6 +74,8 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
         if (about["method"], about["n_heads_in_circuit"]) != (circuit.method, len(circuit.heads)):
             raise ValueError("evaluation.json is of another circuit than circuit.json")
         curves = curves_of_evaluation(evaluation, document["method"], scores_of_heads)
+        if not all(np.isfinite([*curve.x, *curve.y, *curve.low, *curve.high]).all() for curve in curves):
+            raise ValueError("not every number of the curves in evaluation.json is finite")
         if "head_effects" in (evaluation["truth"] or {}):
             arrays["causal_effects"] = np.array(evaluation["truth"]["head_effects"], dtype=np.float64)
     else:

@@ -39,10 +39,19 @@ def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
     from headcodes.store.cells import read_arrays
 
     arrays = read_arrays(folder, row)
-    # A cell that failed before its model was read has no shape.
-    shape = row["n_layers"] or 1, row["n_heads"] or 1
-    scores = np.array(row["head_scores"] or [0.0] * (shape[0] * shape[1]), dtype=np.float64).reshape(shape)
+    failure = (row["error"] or "no reason given") if row["status"] != "done" else None
+    # A cell that failed has no scores, and perhaps no shape.
+    shape = (row["n_layers"], row["n_heads"]) if failure is None else (1, 1)
+    known = row["head_scores"] if failure is None else [0.0]
+    if known is None or None in shape or min(shape) < 1 or len(known) != shape[0] * shape[1]:
+        raise ValueError(f"{len(known or ())} scores of {shape[0]} layers of {shape[1]} heads")
+    scores = np.array(known, dtype=np.float64).reshape(shape)
     check = ("n_pairs", "share_right", "positive_logit_diff", "negative_logit_diff")
+    if lacking := [name for name in ("model", "task", "method", "level", "seed") if row[name] is None]:
+        raise ValueError(f"a cell without {lacking[0]}")
+    numbers = [row[name] for name in (*check, "dead_share") if row[name] is not None]
+    if not np.isfinite([*numbers, *dict(row["timings_s"] or ()).values()]).all():
+        raise ValueError("not every number of the cell is finite")
     document = {
         **{name: value for name, value in row.items() if value is not None and name in _FROM_ROW},
         "negative": row["negative"] or "",
@@ -63,14 +72,15 @@ def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
         d_model=row["d_model"],
         parallel_attn_mlp=bool(row["parallel_attn_mlp"]),
     )
-    failure = (row["error"] or "no reason given") if row["status"] != "done" else None
-    return RunRecord(
+    record = RunRecord(
         document=document,
         circuit=circuit,
         arrays={name: arrays[name] for name in ("codes", "judged") if name in arrays},
         curves=[] if failure else published_curves(row["model"], row["task"], row["method"], scores),
         error=failure,
     )
+    _ = record.head_values  # numbers of the wrong count are found here, not while drawing
+    return record
 
 
 _FROM_ROW = {*SETTINGS, "prompt_seed", "bos_added", "backend", "n_layers", "n_heads", "mention_scores", "dead_share"}

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.files import atomic_write, checksum, reading, sweep
+from headcodes.files import atomic_write, checksum, reading, regular, sweep
 from headcodes.settings import SETTINGS
 from headcodes.store import packs
 
@@ -165,6 +165,7 @@ def whole_cells(folder: Path | str, identities: Iterable[str]) -> pa.Table:
         path = folder / "cells" / f"{identity}.parquet"
         try:
             if digest:
+                packs.refuse_irregular(array_file(path))
                 status = array_file(path).stat()
                 if (status.st_size, status.st_mtime_ns) != (size, changed) and checksum(array_file(path)) != digest:
                     raise ValueError(f"{identity}.safetensors is not what its row says")
@@ -197,7 +198,7 @@ def read_arrays(folder: Path | str, row: Mapping[str, Any]) -> dict[str, np.ndar
     path = Path(folder) / "arrays" / f"{row['identity']}.safetensors"
     mend = "Remove the file and run the scan again: it does the cell again."
     with reading("the arrays of a cell must be whole", path, mend):
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
         if checksum(content) != row["arrays_sha256"]:
             raise ValueError("it is not what its row says")
         arrays: dict[str, np.ndarray[Any, Any]] = load(content)
@@ -213,6 +214,7 @@ def _seal(table: pa.Table) -> bytes:
 
 
 def _read_table(path: Path) -> pa.Table:
+    packs.refuse_irregular(path)
     # Not read_table, which takes twice as long to find out that it is given one file.
     table = pq.ParquetFile(path, page_checksum_verification=True).read()
     if not packs.is_pack(path) and (table.num_rows != 1 or table.column("identity")[0].as_py() != path.stem):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -116,7 +117,19 @@ def _write_pack(cells: Path, table: pa.Table) -> None:
         os.close(handle)
 
 
+def refuse_irregular(path: Path) -> None:
+    """Refuse what would be read for ever, such as a pipe.
+
+    Raises:
+        ValueError: it is no regular file.
+        OSError: there is none.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("no regular file")
+
+
 def _read_pack(path: Path, read: Read) -> pa.Table:
+    refuse_irregular(path)
     if f"{_PREFIX}{checksum(path)}.parquet" != path.name:
         raise ValueError("a pack of cells whose content is not what its name says")
     return read(path)

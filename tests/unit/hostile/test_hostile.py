@@ -11,7 +11,6 @@ import os
 import random
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,72 +22,10 @@ from hypothesis import strategies as st
 from headcodes import cli
 from headcodes.circuit.circuit import Circuit
 from headcodes.circuit.formats import load_circuit
-from headcodes.errors import HeadcodesError
 from headcodes.models.load import load_model
 from headcodes.prompts.files import read_pairs
 from headcodes.scan.plan import Plan
-
-Read = Callable[[Path], Any]
-
-
-def misbehaves(read: Read, path: Path, named: str) -> str | None:
-    """Return what is wrong with how a reader takes a file: None where it reads it, or refuses it in one line."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            read(path)
-    except HeadcodesError as error:
-        said = str(error)
-        if "\n" in said or len(said) > 2000 or named not in said:
-            return f"unclear: {said[:300]}"
-    except BaseException as error:
-        return f"{type(error).__name__}: {str(error)[:200]}"
-    return None
-
-
-VALUES = [
-    None, True, 0, -1, 1.5, 10**18, 10**30, float("nan"), float("inf"), "", "x" * 2000, "\ud800", "\0", "a" * 3 + "١",
-    [], {}, [[]], [None], {"a": None}, ["\udfff"],
-]  # fmt: skip
-
-
-def nested(depth: int) -> str:
-    return "[" * depth + "]" * depth
-
-
-def places(document: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield where every value of a JSON document stands."""
-    if path:
-        yield path
-    inner = (
-        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
-    )
-    for key, value in inner:
-        yield from places(value, (*path, key))
-
-
-def changed(document: Any, path: tuple[Any, ...], value: Any) -> Any:
-    copy = json.loads(json.dumps(document))
-    inner = copy
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = value
-    return copy
-
-
-def variants(document: Any, n: int, seed: int) -> Iterator[bytes]:
-    """Yield damaged texts of a JSON document: values of other kinds everywhere, cut, flipped, nested, too large."""
-    draw = random.Random(seed)
-    text = json.dumps(document).encode()
-    everywhere = list(places(document))
-    yield from (nested(50_000).encode(), b'{"a":' * 50_000, b"9" * 5000, b"\xff\xfe", b"", b"null", b"[]", b"{}", b"\0")
-    for _ in range(n):
-        where, value = draw.choice(everywhere), draw.choice(VALUES)
-        yield json.dumps(changed(document, where, value)).encode()
-    for _ in range(n // 2):
-        place = draw.randrange(len(text))
-        yield draw.choice((text[:place], text[:place] + bytes([draw.randrange(256)]) + text[place + 1 :]))
-
+from hostile_files import Read, misbehaves, nested, variants
 
 CIRCUIT = {
     **Circuit.from_heads([(1, 0)], n_layers=2, n_heads=2, pairs=[((0, 1), (1, 0))], d_model=8, model="m").as_dict(),
