@@ -75,16 +75,16 @@
   const drawCompared = (id, where, title, note, draw) => {
     const box = document.getElementById(where), groups = block(id);
     if (box.hasChildNodes() || !groups.length) return;
-    const pick = make("select", { "data-role": id }, ...groups.map((group, i) => make("option", { value: String(i) }, group.label)));
+    const pick = make("select", { "data-role": id }, ...groups.map((group, i) => make("option", { value: String(i) }, shown(group.label))));
     const at = make("div");
     const update = () => { clear(at); draw(at, groups[Number(pick.value)]); };
     pick.addEventListener("change", update);
     box.append(make("h2", {}, title), make("p", { className: "lead" }, note), make("div", { className: "filters" }, make("label", {}, "runs", pick)), at);
     update();
   };
-  const times = (names, counts) => names.map((name, i) => `${name} (${counts[i]})`).join(", ");
-  const matrixTable = (group, figure, what) => () => {
-    const values = decode(figure.data[0].customdata), columns = figure.data[0].x;
+  const times = (names, counts) => names.map((name, i) => `${shown(name)} (${counts[i]})`).join(", ");
+  const matrixTable = (group, columns, what) => () => {
+    const values = decode(group.matrix.data[0].customdata);
     return table(`${what} by head`, ["head", ...columns.map(shown)], group.heads.map((head, i) =>
       [head, ...columns.map((_, j) => values[2 * (i * columns.length + j)])]));
   };
@@ -98,7 +98,7 @@
         chart({ figure: group.matrix, name: "checkpoint matrix", wide: true,
           alt: `Matrix of ${group.heads.length} heads by ${group.checkpoints.length} checkpoints: score`,
           caption: "Heads by checkpoints, those of largest score anywhere first; hovering tells in how many runs' circuits a head is.",
-          table: matrixTable(group, group.matrix, "Score") }));
+          table: matrixTable(group, group.checkpoints, "Score") }));
     });
   const drawTasks = () => drawCompared("tasks", "task-groups", "Across tasks",
     "Which heads tasks share: those in the circuit of at least half of a task's runs. Specificity is 0 where scores are alike in all tasks, 1 where one task has them alone (tau).", (at, group) => {
@@ -108,7 +108,7 @@
       place(at, chart({ figure: group.matrix, name: "task matrix", wide: true,
         alt: `Matrix of ${group.heads.length} heads by ${group.tasks.length} tasks: consensus`,
         caption: `Share of runs whose circuit has the head. Tasks, and runs of each: ${times(group.tasks, group.n_runs)}.`,
-        table: matrixTable(group, group.matrix, "Consensus") }));
+        table: matrixTable(group, group.tasks, "Consensus") }));
       at.append(inBox(table("Heads and the tasks they belong to", ["head", "specificity", "tasks"],
         group.heads.map((head, i) => [head, group.specificity[i], foreign(group.of[i].join(", "))])), "Heads and their tasks"));
     });
