@@ -89,7 +89,8 @@ def main(task_ids: list[str], seeds: list[int], only: str | None) -> None:
 def confirm(model: Model, tokens: TokenPairs, seed: int, truth: Truth, took: dict[str, float]) -> np.ndarray:
     """Propose, patch and judge; print what came of it, and return |effect| to be expected of every head."""
     inputs = Inputs(model, tokens, held_out=n_held_out(N_PAIRS))
-    _ = inputs.task_check
+    with timed(took, "capture"):
+        _ = inputs.task_check
     with timed(took, "propose"):
         found = methods.get("attribution").find(inputs, seed=seed)
     with timed(took, "patch"):

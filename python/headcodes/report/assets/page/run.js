@@ -61,7 +61,7 @@
         : run.level === "node" ? "Each head stands at its own number. No edges: at node level only heads are scored. Run with --level edge to score pairs of heads."
           : "Each head stands at its own number. No edges: no pair of the chosen heads has a score above 0.",
       table: () => run.edges.length
-        ? table("Edges, strongest first", ["from", "to", Object.keys(run.intervals).length ? "effect" : "score", ...run.edge_columns], run.edges)
+        ? table("Edges, strongest first", ["from", "to", run.edge_columns.includes("95% from") ? "effect" : "score", ...run.edge_columns], run.edges)
         : table("Heads", ["head", "score"], run.chosen.map((head) => [head.name, head.values.score])),
     });
   };
