@@ -80,7 +80,7 @@ def attending_eagerly(model: Model) -> Iterator[None]:
     module: Any = model.module
     if before is None or not hasattr(module, "set_attn_implementation"):
         raise HeadcodesError(
-            "attention patterns need a model that says how it attends and can be told to attend eagerly",
+            "a model must say how it attends, and let itself be told to attend eagerly, for attention patterns",
             f"{model!r}, without config.{_WAY} or set_attn_implementation{newer_than_tried()}",
             "Load it with attn_implementation='eager', or leave attention patterns out.",
         )
