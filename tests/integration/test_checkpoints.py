@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from headcodes import tasks
-from headcodes.cli import main
 from headcodes.scan import load_store
 from made_report import Parts
 
@@ -39,24 +38,14 @@ def checkpoints(tiny_hf: Any, tiny_tokenizer: Any, tmp_path_factory: Any) -> lis
     return folders
 
 
-@pytest.fixture(scope="session")
-def along(checkpoints: list[Path], tmp_path_factory: Any) -> Path:
-    """The store of a scan over them: two draws of the prompts, two negatives, two methods."""
-    store: Path = tmp_path_factory.mktemp("scan") / "store"
-    models = ",".join(map(str, checkpoints))
-    for seed in ("0", "1"):
-        what = ["--models", models, "--tasks", "ioi:abc,ioi:swapped", "--methods", "eap,mean-diff", "--n-prompts", "8"]
-        with pytest.raises(SystemExit) as ended:
-            main(["scan", *what, "--prompt-seed", seed, "--dtype", "float32", "--device", "cpu", "--store", str(store)])
-        assert not ended.value.code
-    return store
-
-
-def test_the_report_shows_what_the_store_holds(along: Path, tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    with pytest.raises(SystemExit) as ended:
-        main(["report", str(along), "--out", str(page)])
-    assert not ended.value.code
+def test_the_report_shows_what_the_store_holds(checkpoints: list[Path], run: Any, tmp_path: Path) -> None:
+    """A scan over them, with two draws of the prompts, two negatives and two methods, and its page."""
+    along, page = tmp_path / "store", tmp_path / "page.html"
+    what = ["--models", ",".join(map(str, checkpoints)), "--tasks", "ioi:abc,ioi:swapped", "--n-prompts", 8]
+    what += ["--methods", "eap,mean-diff", "--dtype", "float32", "--device", "cpu", "--store", along]
+    for seed in (0, 1):
+        assert run("scan", *what, "--prompt-seed", seed)[0] == 0
+    assert run("report", along, "--out", page)[0] == 0
     blocks = Parts(page.read_text(encoding="utf-8")).blocks
     rows = load_store(along).to_pylist()
     assert len(rows) == 32
