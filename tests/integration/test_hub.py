@@ -73,8 +73,8 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.requests.append(self.path)
         _, kind, owner, name, _, _, *rest = [*self.path.split("/"), *[""] * 6]
-        if kind == "api":  # whether a repository is there
-            _, _, _, owner, name, *_ = self.path.split("/")
+        if self.path.startswith("/api/datasets/"):  # whether a repository is there
+            owner, name = self.path.split("/")[3:5]
             found = f"{owner}/{name}" in self.repos
             return self.answer(200 if found else 404, {"id": f"{owner}/{name}"}, X_Error_Code="RepoNotFound")
         files = self.repos.get(f"{owner}/{name}") if kind == "datasets" else None
