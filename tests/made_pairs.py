@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -45,3 +46,9 @@ def token_pairs(
         right.append(answers[:n_first])
         wrong.append(answers[n_first:])
     return made(clean, corrupt, right, wrong)
+
+
+# Pairs of two lengths that change at one token, in one of them at the first.
+one_change = partial(
+    token_pairs, lengths=(9, 9, 6, 9, 6), places=((4,), (4,), (0,), (8,), (2,)), n_right=(1, 2), n_wrong=(1, 2, 3)
+)

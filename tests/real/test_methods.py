@@ -52,4 +52,5 @@ def test_quality_on_ioi(smollm2: Any) -> None:
     for name, auc in least.items():
         scores = methods.get(name).find(inputs).head_scores
         assert metrics.roc_auc(scores, truth.labels(20)) >= auc, name
-        assert metrics.roc_auc(scores, truth.labels(10)) >= (0.97 if "eap" in name or name == "hybrid" else 0), name
+        if name not in ("mean-diff", "dla"):
+            assert metrics.roc_auc(scores, truth.labels(10)) >= 0.97, name
