@@ -121,7 +121,7 @@ def _page_command(row: Mapping[str, Any]) -> str:
     def written(values: Mapping[str, Any]) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in values.items() if value is not None)
 
-    load = written({name: row[name] for name in ("revision", "projection", "device", "dtype")})
+    load = written({name: row.get(name) for name in ("revision", "projection", "device", "dtype")})
     return "\n".join(
         [
             "import headcodes",

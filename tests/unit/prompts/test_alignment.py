@@ -169,9 +169,10 @@ def test_places_are_in_the_result_and_on_the_page(model: Any, tokens: Any, tmp_p
         {"labels": None},
     ],
 )
-def test_scores_by_place_of_another_form_are_refused(tmp_path: Path, wrong: dict[str, Any], model: Any) -> None:
-    pairs = tasks.get("ioi").build(model.tokenizer, n=6, seed=1)
-    discover(model, pairs, method="mean-diff").save(tmp_path / "run", top=4)
+def test_scores_by_place_of_another_form_are_refused(
+    tmp_path: Path, wrong: dict[str, Any], model: Any, tokens: Any
+) -> None:
+    discover(model, tokens.pairs, method="mean-diff").save(tmp_path / "run", top=4)
     path = tmp_path / "run" / "result.json"
     right = {"kind": "run", "labels": ["a", "b"], "examples": [], "scores": {"a0.h0": [1.0, 0.0]}}
     document = json.loads(path.read_text())
