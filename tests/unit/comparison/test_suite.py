@@ -159,7 +159,7 @@ def test_areas_at_edge_level_are_over_edges(tiny_model: Any, tmp_path: Path, mon
         shared = {"n_prompts": 4, "level": "edge", "device": "cpu"}
         names = ["eap", "paper"] if name == "qwen3" else ["eap"]
         worker = cells.Worker()
-        return list(suite.judged_cells(name, "ioi", names, [0], shared, lambda _: made, tmp_path, worker, None))
+        return list(suite.judged_cells((name, None), "ioi", names, [0], shared, lambda _: made, tmp_path, worker, None))
 
     row, without = judged("qwen3")
     given = tokenize(tasks.get("ioi").build(model.tokenizer, 4, seed=0), model.tokenizer)
