@@ -163,6 +163,7 @@ def _mlp(model: Model, layer: int, calls: list[Call]) -> tuple[nn.Module, nn.Mod
         call
         for call in calls
         if not any(True for _ in call[0].parameters())
+        and not type(call[0]).__name__.endswith("Norm")  # OLMo's have no weights
         and call[1].shape == call[2].shape
         and not torch.equal(call[1], call[2])
     ]

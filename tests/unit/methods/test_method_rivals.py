@@ -119,6 +119,13 @@ def test_rules_change_no_value_and_leave_nothing(tiny_model: Any, family: str) -
     assert not torch.allclose(*gradients)
 
 
+def test_relp_knows_norms_without_weights() -> None:
+    from tiny_families import make
+
+    model = load_model(make("OLMo"), tokenizer=None)
+    assert get("relp").find(Inputs(model, token_pairs(n_vocab=97))).head_scores.all()
+
+
 def test_relp_refuses_mlps_that_it_has_no_rule_for() -> None:
     from tiny_families import known, make
 
