@@ -29,7 +29,8 @@ def test_one_run_shows_every_part(open_report: Show, make_run: MakeRun) -> None:
     page = opened.page
     assert "smollm2-135m · ioi · default · seed 0" in page.locator("h1").inner_text()
     titles = page.locator("h2").all_inner_texts()
-    assert titles == ["Heads", "Circuit", "Codes", "Attention", "Against a truth", "Time", "Where it comes from"]
+    parts = ["Heads", "Circuit", "Where in the prompt", "Codes", "Attention", "Against a truth", "Time"]
+    assert titles == [*parts, "Where it comes from"]
     for name in ("Heat map, 30 layers by 9 heads", "Layered graph of the circuit: 20 heads", "ROC curve", "Seconds a"):
         assert opened.drawn(name).is_visible()
     assert page.locator("nav").count() == 0
@@ -108,6 +109,7 @@ def test_a_chart_tells_where_in_the_prompt_a_head_matters(open_report: Show, mak
     assert opened.page.locator('select[data-role="position-head"]').input_value() == first
     figure = opened.page.locator("figure", has=opened.chart("Bar chart of the score of"))
     figure.get_by_text("The same as a table").click()
+    figure.locator("tbody tr").first.wait_for()
     assert [row.inner_text().split()[-1] for row in figure.locator("tbody tr").all()] == ["0.25", "-0.5", "1"]
 
 
@@ -177,7 +179,7 @@ def test_every_picture_has_words_and_a_table(open_report: Show, make_run: MakeRu
     run = make_run(n_pairs=20)
     opened = open_report([run])
     figures = opened.page.locator("figure")
-    assert figures.count() == 7
+    assert figures.count() == 8
     for figure in figures.all():
         assert len(figure.get_by_role("img").first.get_attribute("aria-label")) > 20
         figure.locator("summary").click()
