@@ -45,7 +45,7 @@ class Verification:
         stopped: why no more heads were patched: "asked" (these were asked for), "quiet" (ten in a row not confirmed),
             "budget", or "all" (no head with a score is left).
         estimate: [n_head] the effects to be expected on other prompts (``shrunk``); None where nothing was proposed.
-        estimate_error: [n_head] half of the 95% interval of each estimate.
+        estimate_error: [n_head] half of the 95% interval of each estimate; infinite where one pair was patched.
         engine: Which engine patched, and why.
     """
 
@@ -87,7 +87,8 @@ class Verification:
         estimates: list[dict[str, float]] = [{} for _ in self.heads]
         if self.estimate is not None and self.estimate_error is not None:
             estimates = [
-                {"estimate": estimate, "estimate_low": estimate - error, "estimate_high": estimate + error}
+                {"estimate": estimate}
+                | ({"estimate_low": estimate - error, "estimate_high": estimate + error} if np.isfinite(error) else {})
                 for estimate, error in zip(self.estimate.tolist(), self.estimate_error.tolist(), strict=True)
             ]
         rows = zip(self.heads, self.mean, self.low, self.high, estimates, self._confirmed(SHARE), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from statistics import mean, variance
 from typing import Any
@@ -100,6 +101,14 @@ def test_a_path_is_confirmed_from_a_hundredth_of_the_logit_difference_on() -> No
     edges = [("a0.h0", f"a1.h{i}<q>") for i in range(4)]
     paths = PathEffects(edges, np.tile(mean, (3, 1)), mean, low, high, np.full(3, 2.0))
     assert [row["confirmed"] for row in edge_rows(paths)] == [True, True, False, False]
+
+
+def test_of_one_pair_there_is_an_estimate_without_an_interval() -> None:
+    plant = planted.load("planted-ioi")
+    result = headcodes.discover(plant.model, plant.task.build(plant.model.tokenizer, n=1, seed=3), n_train=2)
+    rows = json.loads(json.dumps(result.as_json(), allow_nan=False))["verification"]
+    assert rows
+    assert all("estimate" in row and "estimate_low" not in row for row in rows)
 
 
 def test_an_estimate_weighs_the_variance_of_the_mean_against_the_proposals_error() -> None:
