@@ -313,7 +313,7 @@ def test_paths_between_the_largest_heads_judge_edges() -> None:
 
 
 def test_chosen_edges_are_said_not_to_be_judged_alone() -> None:
-    """A graph of another tool that chooses edges of the input and the logits runs as whole heads; a note says so."""
+    """A graph of another tool that chooses edges of the input and the logits runs as whole nodes; a note says so."""
     from headcodes.models import planted
 
     made = planted.load("planted-ioi")
@@ -323,5 +323,5 @@ def test_chosen_edges_are_said_not_to_be_judged_alone() -> None:
     notes = [evaluate_circuit(each, made.model, tokens, truth=None, n_pairs=4).notes for each in (whole, graph)]
     assert not any("chosen edges" in note for note in notes[0])
     (said,) = (note for note in notes[1] if "chosen edges" in note)
-    assert said.startswith(f"faithfulness is of the {len(whole.heads)} chosen heads as a whole")
+    assert said.startswith(f"faithfulness is of the {len(whole.heads)} chosen nodes as a whole")
     assert said.endswith("not the 2 chosen edges alone")
