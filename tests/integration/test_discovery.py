@@ -77,7 +77,8 @@ def test_json_holds_what_is_promised(result: Any) -> None:
     scores = [score for _, _, score in document["pair_scores"]]
     assert scores == sorted(scores, reverse=True)
     assert all(i // 4 < j // 4 and result.pair_scores[i, j] == score for i, j, score in document["pair_scores"])
-    assert len(document["circuit"]["nodes"]) <= 5
+    confirmed = [row["head"] for row in document.get("verification", []) if row["confirmed"]]
+    assert len(confirmed) == len(document["circuit"]["nodes"]) if confirmed else len(document["circuit"]["nodes"]) <= 5
     confirming = ["verify", "edges", "judge"] if result.method == "contrast" else []
     stages = ["import", "load", "capture", "train", "encode", "overlap", *confirming, "total"]
     assert list(document["timings_s"]) == stages

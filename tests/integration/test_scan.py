@@ -80,7 +80,7 @@ def test_failures_are_rows_with_one_clear_message_each(folder: Path, tmp_path: P
     assert not out
     rows = {(Path(row["model"]).name, row["method"]): row for row in load_store(store).to_pylist()}
     for method in ("act-norm", "mean-diff"):
-        assert rows["tiny-llama", method]["status"] == "done"
+        assert rows[folder.name, method]["status"] == "done"
         assert "whole and readable" in rows["gone", method]["error"]
         assert "the tokenizer must carry the task ioi" in rows["planted-induction", method]["error"]
         assert rows["gone", method]["head_scores"] is None

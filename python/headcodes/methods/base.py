@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from headcodes.errors import HeadcodesError
 from headcodes.settings import Level
 
@@ -98,7 +96,7 @@ class Method:
             scored = [module.find(self.id, inputs, level, seed) for seed in seeds]
         for findings in scored:
             findings.leave_out(inputs.model.without_heads)
-        if not all(np.isfinite(findings.head_scores).all() for findings in scored):
+        if not all(findings.is_finite for findings in scored):
             raise HeadcodesError(
                 "every head's score must be a finite number",
                 f"NaN or infinity from method {self.id!r} in {str(inputs.model.dtype).removeprefix('torch.')}",

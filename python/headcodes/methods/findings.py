@@ -114,6 +114,11 @@ class Findings:
         signs: Float[np.ndarray, "n_layers n_heads"] = np.where(self.signed < 0, -self.head_scores, self.head_scores)
         return signs
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether every head's score is a number."""
+        return bool(np.isfinite(self.head_scores).all())
+
     def leave_out(self, layers: Sequence[int]) -> None:
         """Set whatever is said of heads in layers that have none to zero."""
         if not layers:

@@ -76,7 +76,7 @@ def ask(
     if chat:
         pairs = render_chat(pairs, model.tokenizer, system)
         bos = "no" if bos == "auto" else bos
-    tokens = tokenize(pairs, model.tokenizer, bos, skip_bad=skip_bad, needs_wrong=False)
+    tokens = tokenize(pairs, model.tokenizer, bos, skip_bad=skip_bad, needs_wrong=False, warn=not chat)
     if not all(tokens.wrong_answers):
         tokens = _with_best_others(model, tokens)
     return tokens if corrupt is None else _changed(model, tokens, skip_bad)

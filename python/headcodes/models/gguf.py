@@ -156,11 +156,11 @@ def _tokenizer(path: Path, model_type: str) -> Any:
     by the slower of its two ways, to learn the model's type."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    asked = {"gguf_file": path.name, "trust_remote_code": False}
+    asked = {"gguf_file": path.name, "tokenizer_type": model_type}
     try:
-        return AutoTokenizer.from_pretrained(path.parent, tokenizer_type=model_type, **asked)
+        return AutoTokenizer.from_pretrained(path.parent, trust_remote_code=False, **asked)
     except ValueError:  # a type without a class of its own (Llama) gets this one
-        return PreTrainedTokenizerFast.from_pretrained(path.parent, **asked)
+        return PreTrainedTokenizerFast.from_pretrained(path.parent, trust_remote_code=False, gguf_file=path.name)
 
 
 def _tensors(path: Path, skeleton: nn.Module) -> dict[str, Tensor]:

@@ -23,10 +23,6 @@ class Tokenizer(Protocol):
         """Return the token ids of ``text``."""
         ...
 
-    def decode(self, token_ids: list[int]) -> str:
-        """Return the text of some tokens."""
-        ...
-
 
 @dataclass(frozen=True)
 class TokenPairs:
@@ -104,7 +100,13 @@ def continuation_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def tokenize(
-    pairs: PromptPairs, tokenizer: Tokenizer, bos: str = "auto", *, skip_bad: bool = False, needs_wrong: bool = True
+    pairs: PromptPairs,
+    tokenizer: Tokenizer,
+    bos: str = "auto",
+    *,
+    skip_bad: bool = False,
+    needs_wrong: bool = True,
+    warn: bool = True,
 ) -> TokenPairs:
     """Turn prompt pairs into token ids.
 
@@ -120,6 +122,7 @@ def tokenize(
             twice.
         skip_bad: leave pairs out that cannot be used; the result's ``pairs.reading`` lists them.
         needs_wrong: whether a pair must have wrong answers.
+        warn: whether to warn; not where that was done before, or a chat template decided how prompts begin and end.
 
     Warns:
         HeadcodesWarning: prompts that begin with what would be put in front of them, or end in a space that belongs to
@@ -152,9 +155,11 @@ def tokenize(
     if n_long and pairs.reading is not None:
         note = f"right answers of {n_long:,} rows have several tokens: the first that tells right from wrong is scored"
         pairs = PromptPairs(pairs.pairs, pairs.task, pairs.negative, pairs.reading.also(note))
-    reader.warn([pair for pair, _ in found])
+    if warn:
+        reader.warn([pair for pair, _ in found])
     columns = [list(column) for column in zip(*(ids for _, ids in found), strict=True)]
-    words = {token: tokenizer.decode([token]) for token in sorted({token for ids in columns[0] for token in ids})}
+    used = sorted({token for ids in columns[0] for token in ids}) if hasattr(tokenizer, "decode") else []
+    words = {token: tokenizer.decode([token]) for token in used}  # type: ignore[attr-defined]
     return TokenPairs(columns[0], columns[1], columns[2], columns[3], bool(front), pairs, words)
 
 
@@ -228,9 +233,7 @@ class _Reader:
         front = self.front
         twice = [pair for pair in pairs if front and self._plain(pair.clean)[: len(front)] == front]
         if twice:
-            _warn(
-                f"{len(twice):,} prompts begin with what the tokenizer puts in front: it stands there once, not twice"
-            )
+            _warn(f"{len(twice):,} prompts begin with what the tokenizer puts in front: it stands there but once")
         moved = [pair for pair in pairs if pair.clean.endswith(" ") and self._moves(pair)]
         if moved:
             where = moved[0].where or f"the one that ends in {_shown(moved[0].clean[-20:])}"

@@ -56,7 +56,7 @@ def attention_examples(
     """
     from headcodes.prompts.tokens import tokenize
 
-    tokens = tokenize(pairs, model.tokenizer, bos)
+    tokens = tokenize(pairs, model.tokenizer, bos, warn=False)
     heads = tuple(heads)
     sides = {"clean": tokens.clean, "corrupt": tokens.corrupt}
     short = [i for i in range(len(pairs)) if all(len(ids[i]) <= MOST_TOKENS for ids in sides.values())][:n_pairs]

@@ -154,6 +154,6 @@ def option_words(settings: Mapping[str, Any], *names: str) -> list[Any]:
         value, option = settings.get(name), "--" + name.replace("_", "-")
         if value is True:
             words.append(option)
-        elif value not in (None, False, ""):
+        elif value is not None and value is not False and value != "":
             words += [option, value]
     return words
