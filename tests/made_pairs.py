@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+import torch
 
+from headcodes.models.model import Model
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import TokenPairs
 
@@ -52,3 +54,15 @@ def token_pairs(
 one_change = partial(
     token_pairs, lengths=(9, 9, 6, 9, 6), places=((4,), (4,), (0,), (8,), (2,)), n_right=(1, 2), n_wrong=(1, 2, 3)
 )
+
+
+def flipped(model: Model, tokens: TokenPairs) -> TokenPairs:
+    """The same with answers such that the model is right."""
+    right, wrong = [], []
+    for prompt, answers, others in zip(tokens.clean, tokens.answers, tokens.wrong_answers, strict=True):
+        with torch.no_grad():
+            logits = model.module(input_ids=torch.tensor([prompt])).logits[0, -1]
+        good = bool(logits[answers].logsumexp(0) > logits[others].logsumexp(0))
+        right.append(answers if good else others)
+        wrong.append(others if good else answers)
+    return TokenPairs(tokens.clean, tokens.corrupt, right, wrong, tokens.bos, tokens.pairs)

@@ -16,6 +16,7 @@ from headcodes.interventions.patch import answered, causal_truth
 from headcodes.interventions.runs import batches, ready, run
 from headcodes.methods.inputs import Inputs
 from headcodes.prompts.tokens import tokenize
+from made_pairs import flipped
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def model(tiny_model: Callable[..., Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def tokens(model: Any) -> Any:
-    return tokenize(tasks.get("ioi").build(model.tokenizer, 5), model.tokenizer)
+    return flipped(model, tokenize(tasks.get("ioi").build(model.tokenizer, 5), model.tokenizer))
 
 
 def plain(metric: str, logits: Any, clean: Any, right: list[int], wrong: list[int]) -> float:
