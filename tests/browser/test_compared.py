@@ -70,6 +70,7 @@ def test_another_group_and_the_tables(open_report: Callable[..., Opened], along:
     details = page.locator("#checkpoint-groups details").nth(1)
     details.locator("summary").click()
     rows = details.locator("tbody tr")
+    rows.nth(39).wait_for()
     assert rows.count() == 40
 
 

@@ -209,7 +209,7 @@ def run_facts(run: RunRecord) -> list[tuple[str, str]]:
         "revision": document.get("revision"),
         "task": f"{document['task']} ({document['negative']} negatives)",
         "layers without attention heads": numbered(
-            layer for layer in document.get("layers_without_heads", ()) if isinstance(layer, int)
+            layer for layer in document.get("layers_without_heads") or () if isinstance(layer, int)
         ),
         "method": f"{document['method']}, {document['level']} level",
         "seed": document["seed"],
