@@ -250,22 +250,18 @@ def test_places_that_are_not_to_be_replaced(tmp_path: Path, record_attacks: Reco
             (fresh / "result.json").write_text("ours")
 
     found = []
-    for name in ("/dev/null", "/dev/zero", *(str(tmp_path / name) for name in ("pipe", "circle", "folder"))):
-        refused = misbehaves(file, Path(name), Path(name).name)
+    files = ["/dev/null", "/dev/zero", *(str(tmp_path / name) for name in ("pipe", "circle", "folder"))]
+    folders = ["/dev/null", *(str(tmp_path / name) for name in ("pipe", "circle", "mine.txt", "link"))]
+    attempts = [(file, name, Path(name).name, "a file at") for name in files]
+    attempts += [(folder, name, Path(os.path.realpath(name)).name, "a run at") for name in folders]
+    for write, name, named, what in attempts:
+        refused = misbehaves(write, Path(name), named)
         try:
-            file(Path(name))
+            write(Path(name))
             refused = "written"
         except HeadcodesError:
             pass
-        found.append((refused, f"a file at {name}"))
-    for name in ("/dev/null", *(str(tmp_path / name) for name in ("pipe", "circle", "mine.txt", "link"))):
-        refused = misbehaves(folder, Path(name), Path(os.path.realpath(name)).name)
-        try:
-            folder(Path(name))
-            refused = "written"
-        except HeadcodesError:
-            pass
-        found.append((refused, f"a run at {name}"))
+        found.append((refused, f"{what} {name}"))
     for name in ("notes.txt", "result.json", "prompts.json", "attention.safetensors", ".hidden", "sae"):
         place = tmp_path / f"mine-{name}"
         place.mkdir()
