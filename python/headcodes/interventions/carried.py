@@ -22,7 +22,8 @@ from torch import Tensor
 
 from headcodes.graph import check_heads, head_name
 from headcodes.interventions.edits import EditPlan
-from headcodes.interventions.runs import batches, graph_bytes, node_bytes_per_token, ready, require_equal_lengths, run
+from headcodes.interventions.gradients import arrived, with_gradients
+from headcodes.interventions.runs import batches, graph_bytes, node_bytes_per_token, ready, require_equal_lengths
 from headcodes.interventions.walk import run_edited
 from headcodes.models.slots import slot_projection
 from headcodes.models.weights import matrix_of
@@ -120,9 +121,8 @@ def _gradients(
     found: list[dict[int, Tensor]] = [{} for _ in range(len(tokens))]
     with ready(model):
         for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
-            clean = run(model, batch.clean, batch)
-            wanted = [clean.z[layer] for layer in layers]
-            gradients = torch.autograd.grad(batch.logit_diff(clean.logits).sum(), wanted)
+            by_place = with_gradients(model, batch, "logit-diff")[1]
+            gradients = arrived(model, by_place, [("z", layer) for layer in layers])
             for place, row in enumerate(batch.rows):
                 length = int(batch.last[place]) + 1
                 for layer, gradient in zip(layers, gradients, strict=True):
