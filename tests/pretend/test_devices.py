@@ -64,7 +64,7 @@ def discovered(model: Any, tokenizer: Any, method: str, n: int = 6) -> Any:
 
 # Each part, or layer, of the model has passes of its own there; the search of acdc takes the steps it takes; relp looks
 # once a run at how each layer's MLP and norms are built.
-BY_PART = ("eap-ig-activations", "acdc", "atp-star", "patching", "relp")
+BY_PART = ("eap-ig-activations", "acdc", "atp-star", "patching", "relp", "relp-ah")
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method not in BY_PART])

@@ -82,7 +82,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
     model, tokens = inputs.model, inputs.tokens
     require_equal_lengths(tokens, name)
     metric = inputs.metric or "logit-diff"
-    if name in ("eap", "relp"):
+    if name in ("eap", "relp", "relp-ah"):
         refuse_flat(metric, name)
     findings = Findings.of(model)
     if inputs.with_mlps:
@@ -93,7 +93,8 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
     per_token = edge_bytes_per_token(model) if level == "edge" else node_bytes_per_token(model)
     passes = {
         "eap": _clean,
-        "relp": _clean,  # under the rules of methods.relp
+        "relp": _clean,  # under the rules of methods.relp, as relp-ah
+        "relp-ah": _clean,
         "eap-ig-inputs": _inputs,
         "eap-ig-inputs-left": _inputs_left,
         "eap-ig-activations": _activations,

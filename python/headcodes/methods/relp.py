@@ -4,11 +4,12 @@ Rezaei Jafari et al. 2025, arXiv 2508.21258. Backward, and backward only, the mo
 around each prompt:
 
 - LN rule: a norm keeps the scale that it has at each position, y = (x - mean?) * gain.
-- AH rule: attention patterns are constants; nothing goes back through queries and keys.
 - Identity rule: an activation function multiplies by f(x) / x, taken as a constant (0 where x is 0).
 - Half rule: of a gated MLP's product each factor gets half.
+- AH rule (``relp-ah`` only): attention patterns are constants; nothing goes back through queries and keys.
 
-Linear layers keep their weights (the paper's 0 rule). The values of the forward pass do not change.
+Linear layers keep their weights (the paper's 0 rule). The values of the forward pass do not change. The paper lists
+all of them; its authors' program applies the first three unless asked for the fourth, and so does their example on IOI.
 """
 
 from __future__ import annotations
@@ -46,16 +47,17 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
         HeadcodesError: clean and corrupted prompt of a pair differ in length; a model whose queries and keys, or whose
             MLPs' activation, gate and last layer, are not known.
     """
-    with rules(inputs.model, inputs.tokens.clean[0]):
+    with rules(inputs.model, inputs.tokens.clean[0], attention=name == "relp-ah"):
         return eap.find(name, inputs, level, seed)
 
 
 @contextmanager
-def rules(model: Model, prompt: list[int]) -> Iterator[None]:
+def rules(model: Model, prompt: list[int], *, attention: bool) -> Iterator[None]:
     """Let gradients be propagated by the rules while open.
 
     Args:
         prompt: token ids of any prompt, on which is looked how the MLPs are built.
+        attention: the AH rule too.
 
     Raises:
         HeadcodesError: see ``find``.
@@ -65,7 +67,7 @@ def rules(model: Model, prompt: list[int]) -> Iterator[None]:
     with ExitStack() as hooks:
         for norm in _norms(model):
             hooks.callback(norm.register_forward_hook(_keep_scale()).remove)
-        for by_slot in slots:
+        for by_slot in slots if attention else ():
             for module, cut in (by_slot[slot] for slot in "qk"):
                 hooks.enter_context(edit_output(module, _stop(cut)))
         for activation, gated in filter(None, mlps):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tests.unit.methods.test_method_eap import FAMILIES, linear_gpt2, token_pairs
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.patch import causal_truth
@@ -22,7 +24,7 @@ from headcodes.models.load import load_model
 from headcodes.models.model import Model
 from headcodes.prompts.tokens import TokenPairs
 
-RIVALS = ("relp", "atp-qk", "atp-star")
+RIVALS = ("relp", "relp-ah", "atp-qk", "atp-star")
 
 
 def answered(model: Model, tokens: TokenPairs) -> TokenPairs:
@@ -34,17 +36,34 @@ def answered(model: Model, tokens: TokenPairs) -> TokenPairs:
     return tokens
 
 
-def test_relp_on_a_linear_model_is_exact_patching(tiny_model: Any) -> None:
+@pytest.mark.parametrize("name", ["relp", "relp-ah"])
+def test_relp_on_a_linear_model_is_exact_patching(tiny_model: Any, name: str) -> None:
     model = linear_gpt2(tiny_model)
     tokens = answered(model, token_pairs(n_right=(1,), n_wrong=(1,)))
     truth = causal_truth(model, tokens, cache=False, engine="forward", progress=False)
-    found = get("relp").find(Inputs(model, tokens))
+    found = get(name).find(Inputs(model, tokens))
     np.testing.assert_allclose(found.signed, truth.head_effects, atol=2e-5, rtol=1e-4)
 
 
-def frozen_effect(model: Model, prompt: list[int], layer: int, change: Tensor, right: int, wrong: int) -> float:
+def attended(model: Any, block: Any, read: Tensor) -> Tensor:
+    """The z [seq, head, d_head] of a tiny Llama's attention, from what it reads [seq, d_model]: by hand."""
+    attention = block.self_attn
+    q, k, v = (
+        part(read).unflatten(-1, (-1, 8)).transpose(0, 1)
+        for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    q, k = apply_rotary_pos_emb(q[None], k[None], *model.rotary_emb(read, torch.arange(len(read))[None]))
+    scores = q[0] @ k[0].repeat_interleave(2, 0).transpose(1, 2) / 8**0.5
+    later = torch.ones(len(read), len(read), dtype=torch.bool).triu(1)
+    return (scores.masked_fill(later, -torch.inf).softmax(-1) @ v.repeat_interleave(2, 0)).transpose(0, 1)
+
+
+def frozen_effect(
+    name: str, model: Model, prompt: list[int], layer: int, change: Tensor, right: int, wrong: int
+) -> float:
     """What a change of z [seq, head, d_head] in a layer of a tiny Llama makes of the logit difference, forward, in the
-    model whose patterns, norms' scales and activations' slopes are those of the prompt, gates halved: by hand."""
+    model whose norms' scales and activations' slopes are those of the prompt, gates halved: by hand. Attention has the
+    prompt's patterns (relp-ah) or its derivative there (relp)."""
     module: Any = model.module
     module.set_attn_implementation("eager")
     seen: dict[Any, Tensor] = {}
@@ -68,8 +87,12 @@ def frozen_effect(model: Model, prompt: list[int], layer: int, change: Tensor, r
         if number == layer:
             delta = delta + change.flatten(1) @ block.self_attn.o_proj.weight.T
         elif number > layer:
-            values = (scaled(block.input_layernorm, delta) @ block.self_attn.v_proj.weight.T).unflatten(-1, (2, -1))
+            read = scaled(block.input_layernorm, delta)
+            values = (read @ block.self_attn.v_proj.weight.T).unflatten(-1, (2, -1))
             z = torch.stack([patterns[number][0, head] @ values[:, head // 2] for head in range(4)], 1)
+            if name == "relp":
+                of = partial(attended, module.model, block)
+                z = torch.func.jvp(of, (seen[block.input_layernorm, "out"],), (read,))[1]
             delta = delta + z.flatten(1) @ block.self_attn.o_proj.weight.T
         if number >= layer:
             read = scaled(block.post_attention_layernorm, delta)
@@ -82,9 +105,10 @@ def frozen_effect(model: Model, prompt: list[int], layer: int, change: Tensor, r
     return float(logits[right] - logits[wrong])
 
 
-def test_relp_is_the_effect_in_the_frozen_model(tiny_model: Any) -> None:
+@pytest.mark.parametrize("name", ["relp", "relp-ah"])
+def test_relp_is_the_effect_in_the_frozen_model(tiny_model: Any, name: str) -> None:
     model, tokens = tiny_model("llama"), token_pairs(n=2, n_right=(1,), n_wrong=(1,))
-    found = get("relp").find(Inputs(model, tokens))
+    found = get(name).find(Inputs(model, tokens))
     assert found.signed is not None
     expected = np.zeros((3, 4))
     with torch.no_grad():
@@ -98,7 +122,7 @@ def test_relp_is_the_effect_in_the_frozen_model(tiny_model: Any) -> None:
                     change = torch.zeros_like(difference)
                     change[:, head] = difference[:, head]
                     right, wrong = tokens.answers[i][0], tokens.wrong_answers[i][0]
-                    effect = frozen_effect(model, tokens.clean[i], layer, change, right, wrong)
+                    effect = frozen_effect(name, model, tokens.clean[i], layer, change, right, wrong)
                     expected[layer, head] += effect / 2
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(found.signed, expected, atol=2e-5, rtol=1e-4)
@@ -111,7 +135,7 @@ def test_rules_change_no_value_and_leave_nothing(tiny_model: Any, family: str) -
     (batch,) = batches(tokens, 1)
     with ready(model):
         plain = run(model, batch.clean, batch)
-        with rules(model, tokens.clean[0]):
+        with rules(model, tokens.clean[0], attention=True):
             ruled = run(model, batch.clean, batch)
     assert torch.equal(plain.logits, ruled.logits)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.module.modules())
