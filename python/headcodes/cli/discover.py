@@ -51,10 +51,7 @@ def discover(
     verify: Annotated[
         str, typer.Option(help="Patch the best heads exactly: auto (until no more are confirmed), a number, or off.")
     ] = "auto",
-    stable: Annotated[
-        float | None,
-        typer.Option(help="Let in only heads that this share of draws of the pairs selects, 0.9 say; none is patched."),
-    ] = None,
+    stable: options.Stable = None,
     gradient: Annotated[
         bool, typer.Option("--gradient/--no-gradient", help="Without: default stands for contrast, which takes none.")
     ] = True,

@@ -18,6 +18,10 @@ AnyPositions = Annotated[
         help="mean, last, changed, after-change, an index (-1), or a span marked [name]...[/name] in --prompts."
     ),
 ]
+Stable = Annotated[
+    float | None,
+    typer.Option(help="Let in only heads that this share of draws of the pairs selects, 0.9 say; none is patched."),
+]
 Bos = Annotated[Literal["auto", "yes", "no"], typer.Option(help="auto: as the tokenizer does by itself.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of a hub model.")]
 Projection = Annotated[str | None, typer.Option(help="Output projection of an unknown family: path.{layer}.o_proj")]

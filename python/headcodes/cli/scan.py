@@ -28,6 +28,7 @@ def scan(
     n_prompts: options.NPrompts = Settings.n_prompts,
     prompt_seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the prompts, for all seeds.")] = 0,
     n_train: options.NTrain = Settings.n_train,
+    stable: options.Stable = None,
     positions: options.Positions = "mean",
     bos: options.Bos = "auto",
     device: options.Device = Settings.device,

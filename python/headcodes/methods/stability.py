@@ -83,7 +83,7 @@ class Resampled:
         """Return the scores of heads that are selected often enough, 0 for others."""
         return np.where(self.frequency(top) >= self.stable, scores, 0.0)
 
-    def as_json(self, top: int) -> dict[str, Any]:
+    def as_json(self, top: int = 20) -> dict[str, Any]:
         """Return the fields of result.json (docs/result-json.md)."""
         low, high = self.interval
         return {

@@ -41,14 +41,14 @@ def checkpoint_groups(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
             model, checkpoint = _checkpoint(run)
             groups[(*_asked(run, "task", "negative"), model, _shape(run))][checkpoint].append(run)
     found: list[dict[str, Any]] = []
-    for (method, level, task, negative, series, _), by_checkpoint in groups.items():
+    for (method, level, stable, task, negative, series, _), by_checkpoint in groups.items():
         if len(by_checkpoint) < 2 or len(found) == MOST_GROUPS:
             continue
         names = sorted(by_checkpoint, key=_natural)
         scores, shares = _means([by_checkpoint[name] for name in names])
         best = _best(scores.max(0), MOST_ROWS)
         heads = [head_name(*divmod(int(i), by_checkpoint[names[0]][0].circuit.n_heads)) for i in best]
-        about = f"{series} · {task} ({negative}) · {method}" + (", edges" if level == "edge" else "")
+        about = f"{series} · {task} ({negative}) · " + _how(method, level, stable)
         found.append(
             {
                 "label": about,
@@ -57,7 +57,12 @@ def checkpoint_groups(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
                 "heads": heads,
                 "scores": scores[:, best].T,
                 "shares": shares[:, best].T,
-                "lines": lines_figure(names, heads[:MOST_LINES], scores[:, best[:MOST_LINES]].T),
+                "lines": lines_figure(
+                    names,
+                    heads[:MOST_LINES],
+                    scores[:, best[:MOST_LINES]].T,
+                    _interval([by_checkpoint[name] for name in names], best[:MOST_LINES]),
+                ),
                 "matrix": matrix_figure(names, heads, scores[:, best].T, shares[:, best].T, "checkpoint", "score"),
             }
         )
@@ -79,7 +84,7 @@ def task_groups(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
             task = f"{document['task']} ({document['negative']})" if document["negative"] else document["task"]
             groups[(*_asked(run), name, _shape(run))][task].append(run)
     found: list[dict[str, Any]] = []
-    for (method, level, model, _), by_task in groups.items():
+    for (method, level, stable, model, _), by_task in groups.items():
         if len(by_task) < 2 or len(found) == MOST_GROUPS:
             continue
         names = sorted(by_task)
@@ -93,7 +98,7 @@ def task_groups(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
         tau = specificity(scaled)
         found.append(
             {
-                "label": f"{model} · {method}" + (", edges" if level == "edge" else ""),
+                "label": f"{model} · " + _how(method, level, stable),
                 "tasks": names,
                 "n_runs": [len(by_task[name]) for name in names],
                 "heads": heads,
@@ -113,9 +118,17 @@ def specificity(scores: Float[np.ndarray, "n_task n_head"]) -> Float[np.ndarray,
 
 
 def lines_figure(
-    names: Sequence[str], heads: Sequence[str], scores: Float[np.ndarray, "n_head n_checkpoint"]
+    names: Sequence[str],
+    heads: Sequence[str],
+    scores: Float[np.ndarray, "n_head n_checkpoint"],
+    interval: Float[np.ndarray, "end n_head n_checkpoint"] | None = None,
 ) -> Figure:
-    """Draw a line a head along the checkpoints."""
+    """Draw a line a head along the checkpoints, with both ends of its scores' interval where there is one."""
+    bars: list[Figure] = [{} for _ in heads]
+    if interval is not None:
+        below, above = np.clip([scores - interval[0], interval[1] - scores], 0.0, None).tolist()
+        look = {"symmetric": False, "thickness": 1, "width": 3}
+        bars = [{"error_y": {"array": a, "arrayminus": b, **look}} for a, b in zip(above, below, strict=True)]
     return {
         "data": [
             {
@@ -124,6 +137,7 @@ def lines_figure(
                 "name": head,
                 "x": [plain(name, 40) for name in names],
                 "y": its.tolist(),
+                **bars[i],
                 "line": {"color": CATEGORIES[i % len(CATEGORIES)], "dash": _DASHES[i % len(_DASHES)], "width": 2},
                 "marker": {"symbol": _SYMBOLS[i % len(_SYMBOLS)], "size": 7},
                 "hovertemplate": f"{head}, %{{x}}: %{{y:.4~g}}<extra></extra>",
@@ -138,6 +152,18 @@ def lines_figure(
             "legend": {"orientation": "h", "y": 1.16},
         },
     }
+
+
+def _interval(
+    columns: Sequence[Sequence[RunRecord]], heads: Sequence[int]
+) -> Float[np.ndarray, "end n_head n_checkpoint"] | None:
+    """Return the ends of scores' intervals over draws of the pairs; None unless every checkpoint is one run with them:
+    the ends of several runs say nothing of their mean."""
+    values = [runs[0].head_values for runs in columns]
+    if any(len(runs) > 1 for runs in columns) or not all("score: low" in each for each in values):
+        return None
+    ends = [[each[f"score: {end}"].ravel()[heads] for each in values] for end in ("low", "high")]
+    return np.swapaxes(ends, 1, 2)
 
 
 def matrix_figure(
@@ -212,7 +238,12 @@ def _natural(name: str) -> tuple[list[int], str]:
 
 
 def _asked(run: RunRecord, *more: str) -> tuple[Hashable, ...]:
-    return tuple(run.document.get(name) for name in ("method", "level", *more))
+    return tuple(run.document.get(name) for name in ("method", "level", "stable", *more))
+
+
+def _how(method: Hashable, level: Hashable, stable: Hashable) -> str:
+    edges = ", edges" if level == "edge" else ""
+    return f"{method}{edges}" + ("" if stable is None else f", selected in {stable:.0%} of draws")
 
 
 def _shape(run: RunRecord) -> tuple[int, int]:

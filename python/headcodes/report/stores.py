@@ -63,7 +63,7 @@ def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
         "whole_page": _page_command(row),
     }
     circuit = Circuit.from_scores(
-        scores,
+        _stable(scores, row),
         top=top,
         pair_scores=arrays.get("pair_scores"),
         model=row["model"],
@@ -83,7 +83,19 @@ def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
     return record
 
 
+def _stable(scores: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
+    """Return the scores of heads that draws of the pairs selected often enough, where a cell was asked for that."""
+    if not row["selection_frequency"]:
+        return scores
+    drawn = [np.array(row[name], dtype=np.float64).reshape(scores.shape) for name in _DRAWN]
+    if row["stable"] is None or not np.isfinite(drawn).all():
+        raise ValueError("scores of draws that are not finite, or without the share asked for")
+    return np.where(drawn[0] >= row["stable"], scores, 0.0)
+
+
+_DRAWN = ("selection_frequency", "score_low", "score_high")
 _FROM_ROW = {*SETTINGS, "prompt_seed", "bos_added", "backend", "n_layers", "n_heads", "mention_scores", "dead_share"}
+_FROM_ROW |= {"stable", "n_resamples", *_DRAWN}
 
 
 def _scan_command(row: Mapping[str, Any]) -> str:
@@ -93,7 +105,7 @@ def _scan_command(row: Mapping[str, Any]) -> str:
     task = row["task"] if row["prompts"] or not row["negative"] else f"{row['task']}:{row['negative']}"
     lists = {"models": model, "tasks": task, "methods": row["method"], "seeds": row["seed"]}
     words = ["headcodes", "scan", *option_words(lists, *lists)]
-    words += option_words(row, *SHARED, "prompt_seed")
+    words += option_words(row, *SHARED, "prompt_seed", "stable")
     return shlex.join(map(str, [*words, "--store", "store"]))
 
 
@@ -109,11 +121,11 @@ def _page_command(row: Mapping[str, Any]) -> str:
             words += ["--prompts", row["task"]]
         else:
             words += option_words({**row, "negative": row["negative"] or None}, "task", "negative", "n_prompts")
-        words += option_words(row, "method", "seed", *_OF_A_RUN)
+        words += option_words(row, "method", "seed", *_OF_A_RUN, "stable")
         return shlex.join(map(str, [*words, "--out", "cell"]))
     # `discover --seed` is of prompts and method at once; a scan keeps the two apart.
     build = {"n": row["n_prompts"], "seed": row["prompt_seed"], "negative": row["negative"]}
-    run = {name: row[name] for name in ("method", "seed", "level", "n_train", "positions", "bos", "threads")}
+    run = {name: row[name] for name in ("method", "seed", "level", "n_train", "positions", "bos", "threads", "stable")}
     chat = f"headcodes.prompts.chat.render_chat(pairs, model.tokenizer, {row.get('system') or None!r})"
     if row.get("chat"):
         run["bos"] = "no" if run["bos"] == "auto" else run["bos"]

@@ -135,7 +135,7 @@ class Worker:
                 with budget(self._budget_s):
                     inputs = self._open(cell)
                     held = begin_peak(cell.device) - self._captured_bytes
-                    result = explain(inputs, cell.method, level=cell.level, seed=cell.seed)
+                    result = explain(inputs, cell.method, level=cell.level, seed=cell.seed, stable=cell.stable)
         except _ChangedError:
             raise
         except BudgetExceeded:
@@ -172,6 +172,7 @@ class Worker:
             n_pairs=check.n_pairs,
             head_scores=result.head_scores.ravel().tolist(),
             mention_scores=None if result.mention_scores is None else result.mention_scores.ravel().tolist(),
+            **({} if findings.resampled is None else findings.resampled.as_json()),
             dead_share=findings.dead_share,
             share_right=check.share_right,
             positive_logit_diff=check.positive_logit_diff,

@@ -31,11 +31,13 @@ class Cell(Settings):
         task, negative: of a built-in task; the task of a prompt file is its path, and it has no negative here.
         prompts: checksum of the prompt file or data set, "" for a built-in task.
         prompt_seed: of the prompts: all seeds of a method share them.
+        stable: as ``headcodes.discover`` takes it.
         dtype: never "auto": what auto stood for is part of what a cell is.
     """
 
     prompts: str = ""
     prompt_seed: int = field(default=0, metadata={"minimum": 0, "maximum": MOST_SEED})
+    stable: float | None = None
 
     def identity(self) -> str:
         """Return 32 hexadecimal digits that differ as soon as settings, model, prompts, code or libraries differ."""
@@ -58,6 +60,7 @@ class Plan(SharedSettings):
         tasks: (task id, negative) pairs, or (path of a prompt file or ``hf:NAME[:split]``, None). How files are read is
             the same for all of them.
         prompt_seed: of the prompts, for all seeds.
+        stable: of every cell, as ``headcodes.discover`` takes it.
     """
 
     models: tuple[tuple[str, str | None], ...]
@@ -65,6 +68,7 @@ class Plan(SharedSettings):
     methods: tuple[str, ...] = ("default",)
     seeds: tuple[int, ...] = (0,)
     prompt_seed: int = field(default=0, metadata={"minimum": 0, "maximum": MOST_SEED})
+    stable: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +80,10 @@ class Plan(SharedSettings):
                     repr(name),
                     "Leave it out, or make two plans.",
                 )
+            if self.stable is not None:
+                from headcodes.methods.stability import check_stable
+
+                check_stable(self.stable, method)
         if self.columns:
             parse_columns(self.columns)
         if self.of_files and not any(_is_file(task) for task, _ in self.tasks):
@@ -101,24 +109,16 @@ class Plan(SharedSettings):
         """
         plan = self.resolved(here)
         for model, revision in plan.models:
-            settings = {name: getattr(plan, name) for name in PLAN_SETTINGS}
+            settings = {name: getattr(plan, name) for name in PLAN_SETTINGS} | {"model": model, "revision": revision}
             if exact_dtype(model, self.dtype) != self.dtype:
                 settings["dtype"] = exact_dtype(model, self.dtype)
             for task, named in plan.tasks:
                 prompts = source_checksum(task) if _is_file(task) else ""
                 negative = None if prompts else named or tasks.get(task).negatives[0]
+                settings |= {"task": task, "negative": negative, "prompts": prompts}
                 for method in plan.methods:
                     for seed in plan.seeds:
-                        yield Cell(
-                            model=model,
-                            revision=revision,
-                            task=task,
-                            negative=negative,
-                            prompts=prompts,
-                            method=method,
-                            seed=seed,
-                            **settings,
-                        )
+                        yield Cell(method=method, seed=seed, **settings)
 
     def resolved(self, here: bool = True) -> Plan:
         """Return the same plan with what "auto" stands for on this machine."""
@@ -211,7 +211,7 @@ class Plan(SharedSettings):
 
 
 # What all cells of a plan share, as plan files and command lines name it.
-PLAN_SETTINGS = (*SHARED, "prompt_seed")
+PLAN_SETTINGS = (*SHARED, "prompt_seed", "stable")
 
 
 def plan_schema() -> dict[str, Any]:
@@ -236,7 +236,8 @@ def plan_schema() -> dict[str, Any]:
             tasks=some({"anyOf": [text, prompts | {"oneOf": [{"required": ["id"]}, {"required": ["prompts"]}]}]}),
             methods=some({"type": "string"}),
             seeds={"anyOf": [seeds, some({"type": "integer", "minimum": 0})]},
-            **{name: rule for name, rule in json_schema(Plan).items() if name in PLAN_SETTINGS},
+            **{name: rule for name, rule in json_schema(Plan).items() if name in PLAN_SETTINGS}
+            | {"stable": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}},
         ),
     }
 

@@ -49,6 +49,19 @@ def test_scores_along_revisions_are_means_over_draws() -> None:
     np.testing.assert_allclose(cells["z"], np.sqrt(group["scores"] / 9), rtol=1e-6)
 
 
+def test_lines_have_the_intervals_of_their_scores_where_a_checkpoint_is_one_run() -> None:
+    drawn = {"stable": 0.9, "score_low": [1, 1, 0, 0], "score_high": [4, 9, 1, 6]}
+    along = [run([2, 8, 0, 5], model="m", revision=f"step{i}", **drawn) for i in (1, 2)]
+    (group,) = checkpoint_groups(along)
+    assert group["label"].endswith("eap, selected in 90% of draws")
+    bars = {line["name"]: line["error_y"] for line in group["lines"]["data"]}
+    assert (bars["a0.h1"]["array"], bars["a0.h1"]["arrayminus"]) == ([1, 1], [7, 7])
+    assert (bars["a1.h1"]["array"], bars["a1.h1"]["arrayminus"]) == ([1, 1], [5, 5])
+    (group,) = checkpoint_groups([*along, run([2, 8, 0, 5], model="m", revision="step1", seed=1, **drawn)])
+    assert not any("error_y" in line for line in group["lines"]["data"])
+    assert len(checkpoint_groups([*along, *ALONG])) == 2  # what was drawn anew has a circuit of another kind
+
+
 @pytest.mark.parametrize(
     ("names", "n_groups"),
     [

@@ -121,6 +121,8 @@ def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
         ({"tasks": (("missing.json", None),)}, "prompt file"),
         ({"tasks": (("induction", "abc"),)}, "negative of induction"),
         ({"methods": ("dla",), "level": "edge"}, "must score its level"),
+        ({"methods": ("eap", "paper"), "stable": 0.9}, "stable=0.9 with 'paper'"),
+        ({"methods": ("eap",), "stable": 1.5}, "stable must lie in"),
     ],
 )
 def test_what_no_cell_could_do_is_refused_at_once(changes: dict[str, Any], says: str) -> None:
@@ -146,6 +148,7 @@ def test_every_setting_is_part_of_what_a_cell_is(monkeypatch: pytest.MonkeyPatch
         "level": "edge",
         "n_prompts": 3,
         "prompt_seed": 2,
+        "stable": 0.9,
         "n_train": 4,
         "positions": "last",
         "bos": "no",
