@@ -98,11 +98,11 @@ def measure(model: Any, pairs: Any, runs: int) -> dict[str, float]:
 
     tokens = tokenize(pairs, model.tokenizer, "auto")
     prompts, n_heads = tokens.clean + tokens.corrupt, model.n_components
-    budget = packing.batch_bytes(model.device) if hasattr(packing, "batch_bytes") else packing.DEFAULT_BATCH_BYTES
+    budget = capture.batch_bytes(model.device) if hasattr(capture, "batch_bytes") else packing.DEFAULT_BATCH_BYTES
 
     def cut() -> list[Any]:
         # A logit a token of the vocabulary and prompt: the real models have about 128,000 tokens at most.
-        return list(packing.cut(packing.pack(prompts, sys.maxsize), packing.bytes_per_token(model), 1 << 19, budget))
+        return list(packing.cut(packing.pack(prompts, sys.maxsize), capture.bytes_per_token(model), 1 << 19, budget))
 
     def packed() -> None:
         for batch in cut():

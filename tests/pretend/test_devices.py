@@ -113,8 +113,7 @@ def test_all_weights_are_never_held_in_float32_at_once(tiny_hf: Any, tiny_tokeni
 
 
 def test_batches_follow_the_memory_of_the_device(tiny_hf: Any, tiny_tokenizer: Any) -> None:
-    from headcodes.activations.packing import DEFAULT_BATCH_BYTES, batch_bytes
-    from headcodes.interventions.runs import graph_bytes
+    from headcodes.models.memory import batch_bytes, graph_bytes
 
     cpu, gpu = torch.device("cpu"), torch.device("pretend:0")
     with pretended():
@@ -124,7 +123,7 @@ def test_batches_follow_the_memory_of_the_device(tiny_hf: Any, tiny_tokenizer: A
         with mock.patch.object(device, "MEMORY", [7 << 30, 8 << 30]):
             assert batch_bytes(gpu) == 1 << 30
         assert graph_bytes(gpu) == 2 * batch_bytes(gpu)
-        assert batch_bytes(cpu) == DEFAULT_BATCH_BYTES
+        assert batch_bytes(cpu) == 1 << 26
 
 
 def test_mixed_devices_are_refused_as_on_a_gpu() -> None:

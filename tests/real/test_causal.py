@@ -15,7 +15,7 @@ from headcodes.errors import HeadcodesWarning
 from headcodes.interventions import walk
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.verify import verify
-from headcodes.interventions.walk import EngineUsed
+from headcodes.interventions.walk import Compute, EngineUsed
 from headcodes.prompts.tokens import TokenPairs, tokenize
 
 pytestmark = pytest.mark.real
@@ -42,7 +42,7 @@ def plain_ld(model: Any, tokens: TokenPairs, index: int, ids: list[int], edit: A
 def test_effects_are_those_of_a_plain_loop(smollm2: Any, ioi: TokenPairs) -> None:
     heads = [(3, 2), (20, 0), (23, 3), (29, 1)]
     tokens = ioi.subset([0, 5])
-    found = verify(smollm2, tokens, heads, engine="walk")
+    found = verify(smollm2, tokens, heads, compute=Compute("walk"))
     assert found.n_answered == 2
     for index in range(2):
         clean = plain_ld(smollm2, tokens, index, tokens.clean[index])

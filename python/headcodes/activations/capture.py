@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.activations.packing import (
-    batch_bytes,
-    bytes_per_token,
     cut,
     pack,
     padded,
@@ -21,6 +19,7 @@ from headcodes.activations.packing import (
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.models.devices import EachDevice
 from headcodes.models.hooks import as_found, capture_inputs, capture_outputs
+from headcodes.models.memory import batch_bytes, bytes_per_token
 from headcodes.models.model import Model
 from headcodes.progress import progress
 from headcodes.settings import Positions

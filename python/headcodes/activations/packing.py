@@ -10,32 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headcodes.models.model import Model
 from headcodes.settings import Positions
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 
-# Enough to fill the device's arithmetic; more only pushes intermediates out of a CPU's caches.
-DEFAULT_BATCH_BYTES = 1 << 26
-DEFAULT_GPU_BATCH_BYTES = 1 << 30
-# Of a GPU's memory, what one forward pass may take beside the weights; a power of two, so that devices that differ by
-# a little batch alike.
-_GPU_SHARE = 16
 # From so many tokens on, products run at a CPU's full speed.
 _FULL_TOKENS = 384
-
-
-def batch_bytes(device: torch.device) -> int:
-    """Return the working memory of one forward pass to aim at: of a GPU, a share of all it has.
-
-    It follows from the device, not from what is free on it, so that the same call gives the same bits again.
-    """
-    if device.type == "cpu":
-        return DEFAULT_BATCH_BYTES
-    _, total = torch.get_device_module(device).mem_get_info(device)
-    return max(DEFAULT_GPU_BATCH_BYTES, 1 << int(total // _GPU_SHARE).bit_length() - 1)
 
 
 @dataclass
@@ -108,14 +90,6 @@ def padded(batch: Sequence[_Row], dtype: torch.dtype) -> tuple[Int[Tensor, "batc
             seen[index, tokens[:, None], tokens[None]] = torch.ones(len(path), len(path), dtype=torch.bool).tril()
     mask = torch.zeros(len(batch), 1, length, length, dtype=dtype).masked_fill(~seen[:, None], -torch.inf)
     return ids, {"position_ids": places, "attention_mask": mask}
-
-
-def bytes_per_token(model: Model) -> int:
-    """Estimate what one token of a forward pass holds at a time: a layer's widest intermediates, and z in fp32."""
-    widest = max((max(part.shape) for part in model.layers[0].parameters() if part.ndim == 2), default=model.d_model)
-    n_columns = model.n_heads * model.d_head
-    per_value = torch.empty(0, dtype=model.dtype).element_size()
-    return int(per_value * (6 * model.d_model + 4 * widest + 3 * n_columns) + 4 * n_columns)
 
 
 def cut(rows: Sequence[_Row], bytes_per_token: int, bytes_per_prompt: int, memory_bytes: int) -> Iterator[list[_Row]]:

@@ -14,9 +14,9 @@ from headcodes.errors import HeadcodesError
 from headcodes.evaluation.faithfulness import Ablation, behaviour
 from headcodes.interventions.ablate import EdgeAblation
 from headcodes.interventions.reads import edge_bytes_per_token, graph_of
-from headcodes.interventions.runs import DEFAULT_GRAPH_BYTES, batches
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine
+from headcodes.interventions.runs import batches
 from headcodes.metrics import normalised
+from headcodes.models.memory import graph_bytes
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -84,8 +84,6 @@ def head_cpr_cmd(
     *,
     ablation: Ablation = "resample",
     shares: Sequence[float] = SHARES,
-    engine: Engine = "auto",
-    memory_bytes: int = DEFAULT_SWEEP_BYTES,
 ) -> dict[str, Any]:
     """CPR and CMD over shares of the heads. MIB's own, over shares of edges (``edge_cpr_cmd``), are other numbers.
 
@@ -100,7 +98,7 @@ def head_cpr_cmd(
         kept = np.zeros((1 + len(wanted), *shape), dtype=bool)
         for mask, taken in zip(kept[1:], wanted, strict=True):
             mask.ravel()[real[list(taken)]] = True
-        found = behaviour(model, tokens, kept, ablation=ablation, engine=engine, memory_bytes=memory_bytes)
+        found = behaviour(model, tokens, kept, ablation=ablation)
         engines.append(found.engine)
         return list(normalised(found.logit_diff, empty=2)[3:].tolist())
 
@@ -114,7 +112,7 @@ def edge_cpr_cmd(
     edges: Edges,
     *,
     shares: Sequence[float] = SHARES,
-    memory_bytes: int = DEFAULT_GRAPH_BYTES,
+    memory_bytes: int | None = None,
 ) -> dict[str, Any]:
     """CPR and CMD over shares of the edges of the whole graph, as MIB defines them.
 
@@ -132,7 +130,7 @@ def edge_cpr_cmd(
         tokens: Pairs whose two prompts have equally many tokens.
         edges: Of this model, signed scores; NaN where there is no edge.
         shares: Sizes as shares of all edges, rising.
-        memory_bytes: What one batch of pairs may take; it has one pair at least.
+        memory_bytes: What one batch of pairs may take; it has one pair at least. None: ``graph_bytes``.
 
     Returns:
         As ``cpr_cmd``, and ``n_edges``.
@@ -162,7 +160,7 @@ def edge_cpr_cmd(
         lost = np.zeros(1 + len(wanted))
         whole = 0.0
         with progress("cutting edges", total=len(tokens) * len(lost)) as advance:
-            for batch in batches(tokens, edge_bytes_per_token(model), memory_bytes):
+            for batch in batches(tokens, edge_bytes_per_token(model), memory_bytes or graph_bytes(model.device)):
                 part = EdgeAblation(model, tokens.subset(batch.rows), "resample", "logit-diff")
                 whole += part.clean_logit_diff * len(batch.rows)
                 for place, taken in enumerate([(), *wanted]):

@@ -26,7 +26,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.graph import check_heads
 from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.metric import measure_log_p
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed, run_edited
+from headcodes.interventions.walk import AUTO, Compute, EngineUsed, run_edited
 from headcodes.metrics import normalised
 from headcodes.progress import progress
 
@@ -157,8 +157,7 @@ def behaviour(
     kept: ArrayLike,
     *,
     ablation: Ablation = "resample",
-    engine: Engine = "auto",
-    memory_bytes: int = DEFAULT_SWEEP_BYTES,
+    compute: Compute = AUTO,
 ) -> Behaviour:
     """Run the model with some heads kept and the others ablated, many choices of heads side by side.
 
@@ -169,7 +168,7 @@ def behaviour(
             computed again; without it all do.
         ablation: What the other heads (and MLPs) are replaced by: "zero", "mean" (over all corrupted prompts and
             positions) or "resample" (their activations on the corrupted prompt, position by position).
-        engine, memory_bytes: See ``headcodes.interventions.walk.run_edited``.
+        compute: With which engine, in how much memory.
 
     Returns:
         Measures with two runs in front of those asked for: clean and corrupted.
@@ -220,9 +219,7 @@ def behaviour(
 
     plan = _Keep(mask, instead, mlps_instead)
     with progress("running circuits", total=len(tokens)) as advance:
-        used = run_edited(
-            model, tokens, plan, done=done, engine=engine, memory_bytes=memory_bytes, whole_vocabulary=True
-        )
+        used = run_edited(model, tokens, plan, done=done, compute=compute, whole_vocabulary=True)
     return Behaviour(**measures, engine=used)
 
 
@@ -234,8 +231,6 @@ def faithfulness(
     components: Components = "heads",
     ablation: Ablation = "resample",
     minimality: bool = True,
-    engine: Engine = "auto",
-    memory_bytes: int = DEFAULT_SWEEP_BYTES,
 ) -> Faithfulness:
     """Say whether ``parts`` are enough, whether they are all, and which of them could go.
 
@@ -246,7 +241,6 @@ def faithfulness(
         components: What it was chosen among; with "heads", all MLPs stay.
         ablation: See ``behaviour``.
         minimality: Whether to take every part out in turn (a run each).
-        engine, memory_bytes: See ``headcodes.interventions.walk.run_edited``.
 
     Raises:
         HeadcodesError: a part that the model lacks; the full model is no other than the empty one; or as ``behaviour``.
@@ -256,7 +250,7 @@ def faithfulness(
     kept = np.stack([np.zeros_like(circuit), circuit, ~circuit, *without])
     if components == "heads":
         kept = kept[:, :, :-1]
-    found = behaviour(model, tokens, kept, ablation=ablation, engine=engine, memory_bytes=memory_bytes)
+    found = behaviour(model, tokens, kept, ablation=ablation)
     f = normalised(found.logit_diff, empty=2)
     return Faithfulness(
         faithfulness=float(f[3]),
@@ -281,8 +275,6 @@ def curve(
     n_random: int = 5,
     seed: int = 0,
     ablation: Ablation = "resample",
-    engine: Engine = "auto",
-    memory_bytes: int = DEFAULT_SWEEP_BYTES,
 ) -> FaithfulnessCurve:
     """Take more and more of the best-ranked heads, and random ones beside them.
 
@@ -295,7 +287,6 @@ def curve(
         n_random: Random circuits a size; 0 for none.
         seed: Of the random circuits.
         ablation: See ``behaviour``.
-        engine, memory_bytes: See ``headcodes.interventions.walk.run_edited``.
 
     Raises:
         HeadcodesError: as ``faithfulness``.
@@ -309,7 +300,7 @@ def curve(
     orders = [order] + [real[generator.permutation(n_all)] for _ in range(n_random)]
     ranked = [[_first(which, size, shape) for size in steps] for which in orders]
     kept = np.stack([np.zeros(shape, dtype=bool), *(m for row in ranked for m in row), *(~m for m in ranked[0])])
-    found = behaviour(model, tokens, kept, ablation=ablation, engine=engine, memory_bytes=memory_bytes)
+    found = behaviour(model, tokens, kept, ablation=ablation)
     f = normalised(found.logit_diff, empty=2)[3:].reshape(len(orders) + 1, len(steps))
     random = f[1:-1]
     return FaithfulnessCurve(

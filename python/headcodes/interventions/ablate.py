@@ -24,13 +24,12 @@ from headcodes.interventions.runs import (
     Edits,
     Parts,
     batches,
-    graph_bytes,
-    node_bytes_per_token,
     ready,
     require_equal_lengths,
     run,
 )
 from headcodes.models.hooks import Edit, edit_input
+from headcodes.models.memory import graph_bytes, node_bytes_per_token
 from headcodes.models.relied import check_ungrouped, ungrouped
 from headcodes.models.weights import matrix_of
 from headcodes.settings import Metric

@@ -23,8 +23,9 @@ from torch import Tensor
 from headcodes.graph import check_heads, head_name
 from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.gradients import arrived, with_gradients
-from headcodes.interventions.runs import batches, graph_bytes, node_bytes_per_token, ready, require_equal_lengths
+from headcodes.interventions.runs import batches, ready, require_equal_lengths
 from headcodes.interventions.walk import run_edited
+from headcodes.models.memory import graph_bytes, node_bytes_per_token
 from headcodes.models.slots import slot_projection
 from headcodes.models.weights import matrix_of
 from headcodes.progress import progress

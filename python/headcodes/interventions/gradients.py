@@ -21,12 +21,10 @@ from headcodes.interventions.runs import (
     Batch,
     Edits,
     Parts,
-    graph_bytes,
-    kept_bytes_per_token,
-    node_bytes_per_token,
     run,
 )
 from headcodes.models.hooks import edit_input, edit_output
+from headcodes.models.memory import graph_bytes, kept_bytes_per_token, node_bytes_per_token
 from headcodes.models.relied import passes_keys_on
 from headcodes.models.weights import is_bridge
 

@@ -23,7 +23,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.files import cache_dir, checksum
 from headcodes.interventions.edits import EditPlan, groups
 from headcodes.interventions.metric import measure_rows, whole_vocabulary
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed, run_edited
+from headcodes.interventions.walk import AUTO, Compute, EngineUsed, run_edited
 from headcodes.progress import progress as progress_bar
 from headcodes.prompts.task_check import logit_differences
 from headcodes.provenance import code_checksum, library_versions
@@ -127,8 +127,7 @@ def causal_truth(
     *,
     progress: bool = True,
     cache: bool = True,
-    engine: Engine = "auto",
-    memory_bytes: int = DEFAULT_SWEEP_BYTES,
+    compute: Compute = AUTO,
     metric: Metric = "logit-diff",
 ) -> CausalTruth:
     """Patch every head (and MLP) on every answered pair.
@@ -144,8 +143,7 @@ def causal_truth(
         pairs: How many answered pairs to use, the first ones; all where None.
         progress: Show a bar on stderr (in a terminal).
         cache: Read and write the cache.
-        engine: See ``headcodes.interventions.walk.run_edited``.
-        memory_bytes: See ``headcodes.interventions.walk.run_edited``.
+        compute: With which engine, in how much memory.
         metric: What effects are of (``headcodes.interventions.metric``). Which pairs are answered right is always told
             by the logit difference.
 
@@ -164,7 +162,7 @@ def causal_truth(
         names += [f"m{layer}" for layer in range(model.n_layers)]
     real = [place for place, (layer, head) in enumerate(parts) if head is None or layer not in model.without_heads]
     some = [parts[place] for place in real]
-    found, used = patch_effects(model, chosen, some, components, progress, cache, engine, memory_bytes, metric)
+    found, used = patch_effects(model, chosen, some, components, progress, cache, compute, metric)
     # A layer without heads has nothing to patch.
     effects = np.zeros((len(chosen), len(parts)))
     effects[:, real] = found
@@ -246,8 +244,7 @@ def patch_effects(
     components: str,
     progress: bool,
     cache: bool,
-    engine: Engine,
-    memory_bytes: int,
+    compute: Compute = AUTO,
     metric: Metric = "logit-diff",
     prepared: dict[tuple[int, ...], Any] | None = None,
 ) -> tuple[Float[np.ndarray, "n_pairs n_part"], EngineUsed | None]:
@@ -276,16 +273,7 @@ def patch_effects(
             advance(len(indices))
 
         whole = whole_vocabulary(metric)
-        used = run_edited(
-            model,
-            todo,
-            plan,
-            done=done,
-            engine=engine,
-            memory_bytes=memory_bytes,
-            whole_vocabulary=whole,
-            prepared=prepared,
-        )
+        used = run_edited(model, todo, plan, done=done, compute=compute, whole_vocabulary=whole, prepared=prepared)
     return effects, used
 
 

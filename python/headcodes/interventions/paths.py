@@ -20,7 +20,7 @@ from headcodes.graph import parse_head, split_slot
 from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.patch import answered, logit_diffs
 from headcodes.interventions.verify import confirmed
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed, run_edited
+from headcodes.interventions.walk import AUTO, Compute, EngineUsed, run_edited
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def path_effects(
     pairs: int | None = None,
     known: tuple[ArrayLike, ArrayLike] | None = None,
     seed: int = 0,
-    engine: Engine = "auto",
-    memory_bytes: int = DEFAULT_SWEEP_BYTES,
+    compute: Compute = AUTO,
 ) -> PathEffects:
     """Patch paths exactly, and say how sure the pairs make us of each effect.
 
@@ -92,8 +91,7 @@ def path_effects(
         pairs: How many answered pairs to use; all where None.
         known: Logit differences [n_pairs] of all clean and all corrupted prompts, where they are at hand.
         seed: Of the bootstrap.
-        engine: See ``headcodes.interventions.walk.run_edited``.
-        memory_bytes: See ``headcodes.interventions.walk.run_edited``.
+        compute: With which engine, in how much memory.
 
     Raises:
         HeadcodesError: no edges, an edge that does not go from a head to a later head or the logits, a family whose
@@ -119,7 +117,7 @@ def path_effects(
                     effects[index, places] = found[0] - found[plan.outcomes]
                 advance(len(indices) * len(places))
 
-            used = run_edited(model, chosen, plan, done=done, engine=engine, memory_bytes=memory_bytes, splits=False)
+            used = run_edited(model, chosen, plan, done=done, compute=compute, splits=False)
     low, high = metrics.mean_intervals(effects, seed=seed)
     return PathEffects(list(edges), effects, effects.mean(axis=0), low, high, clean_ld, used)
 

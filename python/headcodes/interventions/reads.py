@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Graph
-from headcodes.interventions.runs import Parts, node_bytes_per_token
+from headcodes.interventions.runs import Parts
 from headcodes.models.families import part_at
 from headcodes.models.hooks import edit_input
+from headcodes.models.memory import node_bytes_per_token
 from headcodes.models.slots import norm_over_heads, slot_projection
 from headcodes.models.weights import matrix_of
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from headcodes.activations.packing import batch_bytes
 from headcodes.errors import HeadcodesError
 from headcodes.models.hooks import Edit, as_found, edit_input, edit_output
 from headcodes.prompts.task_check import logit_difference
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from headcodes.models.model import Model
     from headcodes.prompts.alignment import Alignment
     from headcodes.prompts.tokens import TokenPairs
-
-
-DEFAULT_GRAPH_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -66,12 +62,7 @@ def require_equal_lengths(tokens: TokenPairs, method: str) -> None:
             )
 
 
-def graph_bytes(device: torch.device) -> int:
-    """Return the memory of a batch whose graph is kept to aim at: on a GPU twice what one forward pass may take."""
-    return DEFAULT_GRAPH_BYTES if device.type == "cpu" else 2 * batch_bytes(device)
-
-
-def batches(tokens: TokenPairs, bytes_per_token: int, memory_bytes: int = DEFAULT_GRAPH_BYTES) -> Iterator[Batch]:
+def batches(tokens: TokenPairs, bytes_per_token: int, memory_bytes: int) -> Iterator[Batch]:
     """Cut pairs, sorted by length, into batches whose padded tokens fit ``memory_bytes``; at least one pair each.
 
     How they are cut follows from lengths and sizes alone, so that the same call gives the same bits again.
@@ -153,23 +144,6 @@ def position_groups(
         groups = torch.cat([groups, places], -1)
     chosen = chosen_positions(batch, positions)
     return groups if chosen is None else groups * chosen
-
-
-def node_bytes_per_token(model: Model) -> int:
-    """Estimate what one token of a pair holds: a forward pass whose graph is kept, the corrupted run beside it."""
-    widest = max((part.shape[-1] for part in model.layers[0].parameters() if part.ndim == 2), default=model.d_model)
-    columns = model.n_heads * model.d_head
-    per_layer = 8 * model.d_model + 4 * max(widest, 4 * model.d_model) + 8 * columns
-    return int(torch.empty(0, dtype=model.dtype).element_size() * model.n_layers * per_layer)
-
-
-def kept_bytes_per_token(model: Model) -> int:
-    """Estimate the same where the graph is made a layer at a time: what enters every layer, the parts of both runs, the
-    gradients there, and one layer's graph."""
-    columns = model.n_heads * model.d_head
-    per_layer = 4 * model.d_model + 3 * columns
-    kept = torch.empty(0, dtype=model.dtype).element_size() * model.n_layers * per_layer
-    return int(kept + node_bytes_per_token(model) // model.n_layers)
 
 
 @dataclass

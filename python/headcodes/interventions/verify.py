@@ -12,7 +12,7 @@ from headcodes import metrics
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Part, check_heads, part_name
 from headcodes.interventions.patch import answered, patch_effects
-from headcodes.interventions.walk import DEFAULT_SWEEP_BYTES, Engine, EngineUsed
+from headcodes.interventions.walk import AUTO, Compute, EngineUsed
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -227,9 +227,7 @@ def verify_in_order(
     prepared: dict[tuple[int, ...], Any] = {}
 
     def effects_of(some: Sequence[Part]) -> Float[np.ndarray, "n_pairs n"]:
-        found, used = patch_effects(
-            model, chosen, list(some), "heads", False, False, "auto", DEFAULT_SWEEP_BYTES, prepared=prepared
-        )
+        found, used = patch_effects(model, chosen, list(some), "heads", False, False, prepared=prepared)
         engines.append(used)
         return found
 
@@ -264,8 +262,7 @@ def verify(
     level: float = 0.95,
     n_resamples: int = 1000,
     seed: int = 0,
-    engine: Engine = "auto",
-    memory_bytes: int = DEFAULT_SWEEP_BYTES,
+    compute: Compute = AUTO,
 ) -> Verification:
     """Patch only ``heads``, exactly, and say how sure the pairs make us of each effect.
 
@@ -279,8 +276,7 @@ def verify(
         level: Of the bootstrap interval of each mean effect.
         n_resamples: Of the bootstrap.
         seed: Of the bootstrap.
-        engine: See ``headcodes.interventions.walk.run_edited``.
-        memory_bytes: See ``headcodes.interventions.walk.run_edited``.
+        compute: With which engine, in how much memory.
 
     Raises:
         HeadcodesError: no heads, a head that the model does not have, or as ``causal_truth``.
@@ -291,7 +287,7 @@ def verify(
         raise HeadcodesError("there must be heads to verify", "none", "Propose at least one.")
     chosen, clean_ld, corrupt_ld, n_answered, n_given = answered(model, tokens, pairs, known)
     parts = sorted(set(wanted), key=lambda part: (part[0], -1 if part[1] is None else part[1]))
-    found, used = patch_effects(model, chosen, list(parts), "heads", False, False, engine, memory_bytes)
+    found, used = patch_effects(model, chosen, list(parts), "heads", False, False, compute)
     effects = found[:, [parts.index(head) for head in wanted]]
     low, high = metrics.mean_intervals(effects, n_resamples=n_resamples, level=level, seed=seed)
     mean = effects.mean(axis=0)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.edits import EditPlan, groups
 from headcodes.models.hooks import as_found
+from headcodes.models.memory import EDITED_BYTES, edited_bytes_per_token
 from headcodes.models.model import Model
 from headcodes.models.prefix_cache import cache_argument, prefix_cache, why_not_walked
 from headcodes.models.relied import announce, body_of, soft_capped
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from headcodes.prompts.tokens import TokenPairs
 
 
-DEFAULT_SWEEP_BYTES = 1 << 27
 _FEWEST_ROWS = 32
 # The walk and the model's own pass do the same sums in another order: how far their logits may lie apart, as a share of
 # how far a prompt's logits lie apart from each other.
@@ -46,6 +46,29 @@ _LOW_PRECISION = 0.1
 _N_COMPARED = 64
 
 Engine = Literal["auto", "walk", "forward"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How edited runs are computed.
+
+    Attributes:
+        engine: "walk" through the layers, "forward" passes of the whole model, or "auto": walk where it holds.
+        memory_bytes: Bound on the working memory of one batch, beside the weights.
+
+    Raises:
+        HeadcodesError: another engine.
+    """
+
+    engine: Engine = "auto"
+    memory_bytes: int = EDITED_BYTES
+
+    def __post_init__(self) -> None:
+        if self.engine not in get_args(Engine):
+            raise HeadcodesError("engine must be auto, walk or forward", repr(self.engine), "Leave it at auto.")
+
+
+AUTO = Compute()
 
 
 @dataclass(frozen=True)
@@ -67,8 +90,7 @@ def run_edited(
     plan: EditPlan,
     *,
     done: Callable[[list[int], list[list[Tensor]]], None],
-    engine: Engine = "auto",
-    memory_bytes: int = DEFAULT_SWEEP_BYTES,
+    compute: Compute = AUTO,
     splits: bool = True,
     whole_vocabulary: bool = False,
     prepared: dict[tuple[int, ...], _Batch] | None = None,
@@ -81,8 +103,7 @@ def run_edited(
         plan: The edits.
         done: Called with indices of pairs and, for each of them, one tensor a set of logits: fp32 [n_row,
             n_answer] over ``tokens.scored_ids`` (right answers, then wrong ones), rows in the plan's order.
-        engine: "walk" through the layers, "forward" passes of the whole model, or "auto": walk where it holds.
-        memory_bytes: Bound on the working memory of one batch, beside the weights.
+        compute: With which engine, in how much memory.
         splits: Whether edited rows may be run in several batches.
         whole_vocabulary: Hand over the logits of all tokens instead.
         prepared: Batches by their indices, from earlier calls with the same model and tokens; this call's are added.
@@ -91,13 +112,12 @@ def run_edited(
         Which engine ran, and why.
 
     Raises:
-        HeadcodesError: pairs of unequal length, or ``engine="walk"`` where it does not hold.
+        HeadcodesError: pairs of unequal length, or the engine "walk" where it does not hold.
 
     Warns:
         HeadcodesWarning: "auto" had to take whole forward passes, and why.
     """
-    if engine not in ("auto", "walk", "forward"):
-        raise HeadcodesError("engine must be auto, walk or forward", repr(engine), "Leave it at auto.")
+    engine = compute.engine
     slower = f"whole forward passes of {model.name} are run, which takes longer than a walk through its layers"
     why = why_not_walked(model) if engine != "forward" else None
     walks = engine != "forward" and why is None
@@ -109,7 +129,7 @@ def run_edited(
         )
     if why is not None:
         announce(model, slower, why)
-    budget = max(1, memory_bytes // _bytes_per_token(model))
+    budget = max(1, compute.memory_bytes // edited_bytes_per_token(model))
     n_rows = len(plan.starts)
     with as_found(model.module), torch.inference_mode():
         for group in groups(tokens):
@@ -139,7 +159,7 @@ def run_edited(
                                 raise HeadcodesError(
                                     "the walk's answers must be those of the model's own forward pass",
                                     f"others for {model!r}",
-                                    "Use engine='forward'.",
+                                    "Use Compute('forward').",
                                 )
                             why = "it does not give the model's own answers"
                             announce(model, slower, why)
@@ -301,15 +321,6 @@ def _editing(model: Model, plan: EditPlan, shape: _Shape) -> Iterator[None]:
                 module, cut = slot_projection(model, layer, name)
                 hooks.callback(module.register_forward_hook(slot(layer, name, cut)).remove)
         yield
-
-
-def _bytes_per_token(model: Model) -> int:
-    """Estimate what a token of one layer holds at a time: residual stream, queries to results, MLP intermediates."""
-    widest = max((part.shape[-1] for part in model.layers[0].parameters() if part.ndim == 2), default=0)
-    widest = max(widest, 4 * model.d_model)
-    n_columns = model.n_heads * model.d_head
-    per_value = torch.empty(0, dtype=model.dtype).element_size()
-    return int(per_value * (6 * model.d_model + 3 * widest + 4 * n_columns))
 
 
 def _answers(

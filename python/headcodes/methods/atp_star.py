@@ -30,8 +30,6 @@ from headcodes.interventions.runs import (
     Edits,
     batches,
     chosen_positions,
-    graph_bytes,
-    node_bytes_per_token,
     ready,
     require_equal_lengths,
     run,
@@ -40,6 +38,7 @@ from headcodes.methods.findings import Findings
 from headcodes.methods.stability import ByPair
 from headcodes.models.devices import brought
 from headcodes.models.hooks import Edit, capture_inputs
+from headcodes.models.memory import graph_bytes, node_bytes_per_token
 from headcodes.models.slots import slot_columns
 from headcodes.progress import progress
 

@@ -19,8 +19,6 @@ from headcodes.interventions.metric import refuse_flat
 from headcodes.interventions.runs import (
     POSITION_GROUPS,
     batches,
-    graph_bytes,
-    node_bytes_per_token,
     position_groups,
     ready,
     run,
@@ -28,6 +26,7 @@ from headcodes.interventions.runs import (
 from headcodes.methods.findings import Findings
 from headcodes.methods.stability import ByPair
 from headcodes.models.devices import EachDevice, brought, free_bytes
+from headcodes.models.memory import graph_bytes, node_bytes_per_token
 from headcodes.progress import progress
 from headcodes.prompts.alignment import Alignment, align
 from headcodes.settings import Metric, Positions

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.activations.capture import mlps_of
-from headcodes.activations.packing import batch_bytes, bytes_per_token
 from headcodes.interventions.runs import Batch, batches
 from headcodes.methods.dla import answer_direction
 from headcodes.models.devices import EachDevice, brought
 from headcodes.models.hooks import as_found, capture_inputs, capture_outputs, edit_input
+from headcodes.models.memory import batch_bytes, bytes_per_token
 from headcodes.progress import progress
 
 if TYPE_CHECKING:

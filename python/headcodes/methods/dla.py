@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.interventions.reads import Reads
-from headcodes.interventions.runs import Batch, batches, graph_bytes, node_bytes_per_token, ready, run
+from headcodes.interventions.runs import Batch, batches, ready, run
 from headcodes.methods.findings import Findings
 from headcodes.methods.stability import ByPair, abs_mean
 from headcodes.models.devices import EachDevice, brought
+from headcodes.models.memory import graph_bytes, node_bytes_per_token
 from headcodes.progress import progress
 
 if TYPE_CHECKING:

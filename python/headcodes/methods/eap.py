@@ -40,8 +40,6 @@ from headcodes.interventions.runs import (
     Parts,
     batches,
     chosen_positions,
-    graph_bytes,
-    node_bytes_per_token,
     position_groups,
     ready,
     require_equal_lengths,
@@ -50,6 +48,7 @@ from headcodes.interventions.runs import (
 from headcodes.methods.findings import Findings
 from headcodes.methods.stability import ByPair, abs_mean
 from headcodes.models.devices import EachDevice
+from headcodes.models.memory import graph_bytes, node_bytes_per_token
 from headcodes.progress import progress
 from headcodes.prompts.alignment import align
 from headcodes.settings import Metric

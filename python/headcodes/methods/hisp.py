@@ -8,10 +8,11 @@ import torch
 
 from headcodes.interventions.gradients import at_heads, with_gradients
 from headcodes.interventions.metric import refuse_flat
-from headcodes.interventions.runs import batches, chosen_positions, graph_bytes, node_bytes_per_token, ready
+from headcodes.interventions.runs import batches, chosen_positions, ready
 from headcodes.methods.findings import Findings
 from headcodes.methods.stability import ByPair
 from headcodes.models.devices import brought
+from headcodes.models.memory import graph_bytes, node_bytes_per_token
 from headcodes.progress import progress
 
 if TYPE_CHECKING:

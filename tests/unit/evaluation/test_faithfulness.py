@@ -13,6 +13,7 @@ from headcodes.evaluation import areas
 from headcodes.evaluation import faithfulness as faith
 from headcodes.graph import Edges
 from headcodes.interventions.reads import graph_of
+from headcodes.interventions.walk import Compute
 from headcodes.models.model import Model
 from headcodes.prompts.tokens import TokenPairs
 from made_pairs import one_change
@@ -74,7 +75,7 @@ def test_behaviour_is_that_of_plain_runs(tiny_model: Any, family: str, ablation:
     tokens = one_change()
     kept = np.random.default_rng(0).random((3, 3, 4)) < 0.5
     found = faith.behaviour(model, tokens, kept, ablation=ablation)
-    small = faith.behaviour(model, tokens, kept, ablation=ablation, memory_bytes=1)
+    small = faith.behaviour(model, tokens, kept, ablation=ablation, compute=Compute(memory_bytes=1))
     everything = np.ones((3, 4), dtype=bool)
     for index in range(len(tokens)):
         instead = replacement(model, tokens, index, ablation)

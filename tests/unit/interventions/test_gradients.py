@@ -13,10 +13,11 @@ from torch import Tensor
 
 import made_pairs
 from headcodes.interventions import gradients
-from headcodes.interventions.runs import batches, kept_bytes_per_token, node_bytes_per_token, ready
+from headcodes.interventions.runs import batches, ready
 from headcodes.methods import attribution, eap, hisp
 from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
+from headcodes.models.memory import kept_bytes_per_token, node_bytes_per_token
 from headcodes.models.model import Model
 from tiny_families import known, make
 
@@ -78,7 +79,7 @@ class _Box:
 def test_a_backward_pass_holds_what_is_foretold(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = {"n_layer": 6} if name == "GPT-2" else {"num_hidden_layers": 6}
     model = load_model(make(name, **layers))
-    batch = next(batches(token_pairs(n=4, lengths=(40,)), 1))
+    batch = next(batches(token_pairs(n=4, lengths=(40,)), 1, 1 << 30))
     n_tokens = batch.clean.numel()
 
     def most() -> int:

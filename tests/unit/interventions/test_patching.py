@@ -15,7 +15,7 @@ from headcodes.interventions import patch as patching
 from headcodes.interventions import verify as verifying
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.verify import verify
-from headcodes.interventions.walk import EngineUsed
+from headcodes.interventions.walk import Compute, EngineUsed
 from headcodes.models.model import Model
 from headcodes.prompts.tokens import TokenPairs
 from plain_runs import CLOSE, FAMILIES, answered, plain_ld, seen, token_pairs
@@ -54,14 +54,14 @@ def test_effects_are_those_of_a_plain_loop(tiny_model: Any, family: str) -> None
     tokens = answered(model, token_pairs())
     expected = plain_effects(model, tokens, mlps=True)
     assert np.abs(expected).max() > 0.02
-    truth = causal_truth(model, tokens, "heads+mlps", engine="walk", cache=False)
+    truth = causal_truth(model, tokens, "heads+mlps", compute=Compute("walk"), cache=False)
     np.testing.assert_allclose(truth.effects, expected, **CLOSE)
     assert truth.names == [*model.components, "m0", "m1", "m2"]
     assert (truth.n_answered, truth.n_given) == (5, 5)
     for index in range(5):
         assert truth.clean_ld[index] == pytest.approx(plain_ld(model, tokens, index, tokens.clean[index]), abs=2e-5)
         assert truth.corrupt_ld[index] == pytest.approx(plain_ld(model, tokens, index, tokens.corrupt[index]), abs=2e-5)
-    forward = causal_truth(model, tokens, engine="forward", cache=False)
+    forward = causal_truth(model, tokens, compute=Compute("forward"), cache=False)
     np.testing.assert_allclose(forward.effects, expected[:, :12], **CLOSE)
     np.testing.assert_array_equal(truth.head_effects, truth.effects[:, :12].mean(axis=0).reshape(3, 4))
 
@@ -70,7 +70,7 @@ def test_small_batches_give_the_same(tiny_model: Any) -> None:
     model = tiny_model("qwen2")
     tokens = answered(model, token_pairs())
     whole = causal_truth(model, tokens, "heads+mlps", cache=False)
-    small = causal_truth(model, tokens, "heads+mlps", cache=False, memory_bytes=1)
+    small = causal_truth(model, tokens, "heads+mlps", cache=False, compute=Compute(memory_bytes=1))
     np.testing.assert_allclose(small.effects, whole.effects, **CLOSE)
 
 
@@ -78,7 +78,7 @@ def test_small_batches_give_the_same(tiny_model: Any) -> None:
 def test_windows_shorter_than_the_prompt(tiny_model: Any, family: str) -> None:
     model = tiny_model(family, sliding_window=3)
     tokens = answered(model, token_pairs())
-    truth = causal_truth(model, tokens, engine="walk", cache=False)
+    truth = causal_truth(model, tokens, compute=Compute("walk"), cache=False)
     np.testing.assert_allclose(truth.effects, plain_effects(model, tokens), **CLOSE)
 
 
@@ -87,7 +87,7 @@ def test_eager_attention(tiny_hf: Any, tiny_tokenizer: Any) -> None:
 
     model = load_model(tiny_hf("llama", attn_implementation="eager"), tokenizer=tiny_tokenizer)
     tokens = answered(model, token_pairs())
-    truth = causal_truth(model, tokens, engine="walk", cache=False)
+    truth = causal_truth(model, tokens, compute=Compute("walk"), cache=False)
     np.testing.assert_allclose(truth.effects, plain_effects(model, tokens), **CLOSE)
 
 
@@ -237,11 +237,13 @@ def test_a_walk_that_goes_wrong_is_noticed(tiny_model: Any, monkeypatch: pytest.
     model = tiny_model("gemma2", final_logit_softcapping=2.0)
     tokens = answered(model, token_pairs())
     expected = plain_effects(model, tokens)
-    np.testing.assert_allclose(causal_truth(model, tokens, engine="walk", cache=False).effects, expected, **CLOSE)
+    np.testing.assert_allclose(
+        causal_truth(model, tokens, compute=Compute("walk"), cache=False).effects, expected, **CLOSE
+    )
     honest = sweep._answers
     monkeypatch.setattr(sweep, "_answers", lambda *args: 1.1 * honest(*args))
     with pytest.raises(HeadcodesError, match="own forward pass"):
-        causal_truth(model, tokens, engine="walk", cache=False)
+        causal_truth(model, tokens, compute=Compute("walk"), cache=False)
     with pytest.warns(HeadcodesWarning, match="whole forward passes.*own answers"):
         truth = causal_truth(model, tokens, cache=False)
     np.testing.assert_allclose(truth.effects, expected, **CLOSE)
@@ -298,8 +300,8 @@ def test_whole_forward_passes_are_announced_and_recorded_with_their_reason(
     assert reason in str(slower.engine.why)
     np.testing.assert_allclose(slower.effects, walked.effects, **CLOSE)
     with pytest.raises(HeadcodesError, match=reason):
-        causal_truth(model, tokens, cache=False, engine="walk")
-    assert causal_truth(model, tokens, cache=False, engine="forward").engine == EngineUsed("forward")
+        causal_truth(model, tokens, cache=False, compute=Compute("walk"))
+    assert causal_truth(model, tokens, cache=False, compute=Compute("forward")).engine == EngineUsed("forward")
 
 
 def test_a_newer_transformers_is_named_where_it_is_not_recognised(

@@ -11,6 +11,7 @@ import torch
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.carried import carried_edges, composed_edges
 from headcodes.interventions.paths import path_effects
+from headcodes.interventions.walk import Compute
 from headcodes.models.model import Model
 from headcodes.prompts.tokens import TokenPairs
 from plain_runs import CLOSE, answered, plain_ld, seen, token_pairs
@@ -63,7 +64,7 @@ def test_paths_are_those_of_a_plain_loop(tiny_model: Any, family: str) -> None:
     expected = np.array([[plain_path(model, tokens, i, *path) for path in paths] for i in range(5)])
     assert np.all(np.abs(expected).max(axis=0) > 1e-4)
     for engine in ("walk", "forward"):
-        found = path_effects(model, tokens, edges, engine=engine)  # type: ignore[arg-type]
+        found = path_effects(model, tokens, edges, compute=Compute(engine))  # type: ignore[arg-type]
         np.testing.assert_allclose(found.effects, expected, **CLOSE)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import made_pairs
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.patch import causal_truth
+from headcodes.interventions.walk import Compute
 from headcodes.methods import eap
 from headcodes.methods.findings import Findings
 from headcodes.methods.inputs import Inputs
@@ -61,7 +62,7 @@ def test_on_a_linear_model_scores_are_the_effects_of_exact_patching(tiny_model: 
     wrong = [i for i in range(4) if metric(model, tokens.subset([i]), [tokens.clean[i]]) < 0]
     for i in wrong:  # patching looks at answered pairs only
         tokens.answers[i], tokens.wrong_answers[i] = tokens.wrong_answers[i], tokens.answers[i]
-    truth = causal_truth(model, tokens, cache=False, engine="forward", progress=False)
+    truth = causal_truth(model, tokens, cache=False, compute=Compute("forward"), progress=False)
     found = eap.find(name, Inputs(model, tokens), "edge", 0)
     assert found.signed is not None
     assert np.abs(truth.head_effects).max() > 1e-2

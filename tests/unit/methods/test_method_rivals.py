@@ -16,6 +16,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.runs import batches, ready, run
+from headcodes.interventions.walk import Compute
 from headcodes.methods import METHODS, get
 from headcodes.methods.inputs import Inputs
 from headcodes.methods.relp import rules
@@ -40,7 +41,7 @@ def answered(model: Model, tokens: TokenPairs) -> TokenPairs:
 def test_relp_on_a_linear_model_is_exact_patching(tiny_model: Any, name: str) -> None:
     model = linear_gpt2(tiny_model)
     tokens = answered(model, token_pairs(n_right=(1,), n_wrong=(1,)))
-    truth = causal_truth(model, tokens, cache=False, engine="forward", progress=False)
+    truth = causal_truth(model, tokens, cache=False, compute=Compute("forward"), progress=False)
     found = get(name).find(Inputs(model, tokens))
     np.testing.assert_allclose(found.signed, truth.head_effects, atol=2e-5, rtol=1e-4)
 
@@ -113,7 +114,7 @@ def test_relp_is_the_effect_in_the_frozen_model(tiny_model: Any, name: str) -> N
     expected = np.zeros((3, 4))
     with torch.no_grad():
         for i in range(2):
-            (batch,) = batches(tokens.subset([i]), 1)
+            (batch,) = batches(tokens.subset([i]), 1, 1 << 30)
             with ready(model):
                 clean, corrupt = run(model, batch.clean, batch), run(model, batch.corrupt, batch)
             for layer in range(3):
@@ -132,7 +133,7 @@ def test_relp_is_the_effect_in_the_frozen_model(tiny_model: Any, name: str) -> N
 def test_rules_change_no_value_and_leave_nothing(tiny_model: Any, family: str) -> None:
     model: Model = tiny_model(family)
     tokens = token_pairs(n=1)
-    (batch,) = batches(tokens, 1)
+    (batch,) = batches(tokens, 1, 1 << 30)
     with ready(model):
         plain = run(model, batch.clean, batch)
         with rules(model, tokens.clean[0], attention=True):
@@ -242,7 +243,7 @@ def test_grad_drop_is_the_mean_over_models_that_each_pass_nothing_back_through_a
     model, tokens = tiny_model("llama"), token_pairs(n=3)
     expected = np.zeros((3, 3, 4))
     for i in range(3):
-        (batch,) = batches(tokens.subset([i]), 1)
+        (batch,) = batches(tokens.subset([i]), 1, 1 << 30)
         with ready(model):
             patched = patched_results(model, batch)
             for dropped in range(3):

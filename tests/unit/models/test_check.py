@@ -16,6 +16,7 @@ import made_pairs
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.interventions.patch import causal_truth
+from headcodes.interventions.walk import Compute
 from headcodes.methods import dla, eap
 from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
@@ -156,7 +157,9 @@ def test_patching_and_direct_attribution_hold_for_every_family(family: tuple[str
             # the walk says that it cannot be.
             warnings.simplefilter("ignore", HeadcodesWarning)
         walked = causal_truth(model, made_pairs.flipped(model, tokens), cache=False, progress=False)
-    whole = causal_truth(model, made_pairs.flipped(model, tokens), cache=False, progress=False, engine="forward")
+    whole = causal_truth(
+        model, made_pairs.flipped(model, tokens), cache=False, progress=False, compute=Compute("forward")
+    )
     np.testing.assert_allclose(walked.effects, whole.effects, atol=1e-4, rtol=1e-3)
     if model.facts.stream is None:
         assert np.isfinite(dla.find("dla", Inputs(model, tokens), "node", 0).head_scores).all()

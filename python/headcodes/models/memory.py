@@ -1,0 +1,73 @@
+"""Working memory of a batch, beside weights and results: how much it may take, and how much a token of it takes.
+
+What a batch may take follows from the device, not from what is free on it, so that the same call gives the same bits
+again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from headcodes.models.model import Model
+
+# Enough to fill the device's arithmetic; more only pushes intermediates out of a CPU's caches.
+_CPU_BATCH_BYTES = 1 << 26
+_GPU_BATCH_BYTES = 1 << 30
+# Of a GPU's memory, what one forward pass may take; a power of two, so that devices that differ by a little batch
+# alike.
+_GPU_SHARE = 16
+# A graph that is kept is mostly read once, on the way back: caches matter less, and fewer passes more.
+_CPU_GRAPH_BYTES = 1 << 30
+# On any device: the keys and values of what comes before the first changed token are held beside it, and grow with it.
+EDITED_BYTES = 1 << 27
+
+
+def batch_bytes(device: torch.device) -> int:
+    """Return the memory of one forward pass to aim at: of a GPU, a share of all it has."""
+    if device.type == "cpu":
+        return _CPU_BATCH_BYTES
+    _, total = torch.get_device_module(device).mem_get_info(device)
+    return max(_GPU_BATCH_BYTES, 1 << int(total // _GPU_SHARE).bit_length() - 1)
+
+
+def graph_bytes(device: torch.device) -> int:
+    """Return the memory of a batch whose graph is kept to aim at: on a GPU twice what one forward pass may take."""
+    return _CPU_GRAPH_BYTES if device.type == "cpu" else 2 * batch_bytes(device)
+
+
+def bytes_per_token(model: Model) -> int:
+    """Estimate what one token of a forward pass holds at a time: a layer's widest intermediates, and z in fp32."""
+    widest = max((max(part.shape) for part in model.layers[0].parameters() if part.ndim == 2), default=model.d_model)
+    n_columns = model.n_heads * model.d_head
+    return int(_per_value(model) * (6 * model.d_model + 4 * widest + 3 * n_columns) + 4 * n_columns)
+
+
+def edited_bytes_per_token(model: Model) -> int:
+    """Estimate what a token of one layer holds at a time: residual stream, queries to results, MLP intermediates."""
+    return _per_value(model) * (6 * model.d_model + 3 * _widest(model) + 4 * model.n_heads * model.d_head)
+
+
+def node_bytes_per_token(model: Model) -> int:
+    """Estimate what one token of a pair holds: a forward pass whose graph is kept, the corrupted run beside it."""
+    per_layer = 8 * model.d_model + 4 * _widest(model) + 8 * model.n_heads * model.d_head
+    return _per_value(model) * model.n_layers * per_layer
+
+
+def kept_bytes_per_token(model: Model) -> int:
+    """Estimate the same where the graph is made a layer at a time: what enters every layer, the parts of both runs, the
+    gradients there, and one layer's graph."""
+    per_layer = 4 * model.d_model + 3 * model.n_heads * model.d_head
+    return _per_value(model) * model.n_layers * per_layer + node_bytes_per_token(model) // model.n_layers
+
+
+def _per_value(model: Model) -> int:
+    return torch.empty(0, dtype=model.dtype).element_size()
+
+
+def _widest(model: Model) -> int:
+    """Return the width of a layer's MLP, or of whatever is widest in it, at least four times that of the stream."""
+    widest = max((part.shape[-1] for part in model.layers[0].parameters() if part.ndim == 2), default=0)
+    return max(int(widest), 4 * model.d_model)
