@@ -170,15 +170,16 @@ class Parts:
 @contextmanager
 def ready(model: Model) -> Iterator[None]:
     """Evaluation mode, and weights that no gradient is worked out for; both are given back as they were found."""
-    asked = [part for part in model.module.parameters() if part.requires_grad]
+    asked = {name for name, part in model.module.named_parameters() if part.requires_grad}
     try:
-        for part in asked:
-            part.requires_grad_(False)
+        model.module.requires_grad_(False)
         with as_found(model.module):
             yield
     finally:
-        for part in asked:
-            part.requires_grad_(True)
+        for name, part in model.module.named_parameters():
+            # Offloaded weights are new ones each time; those fetched in inference mode can be asked for no gradient.
+            if name in asked and not part.is_inference():
+                part.requires_grad_(True)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from headcodes.models.model import Model
 from headcodes.models.prefix_cache import cache_argument, prefix_cache, why_not_walked
 from headcodes.models.relied import announce, body_of, soft_capped
 from headcodes.models.slots import Cut, slot_projection
+from headcodes.models.weights import unembedding
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -328,12 +329,8 @@ def _answers(
 ) -> Float[Tensor, "row pair token"]:
     """Return fp32 logits of a few tokens, or of all, from the last block's output, as ``Model.trace`` does."""
     assert model.final_norm is not None
-    unembed: Any = model.unembed
-    chosen = slice(None) if ids is None else torch.tensor(list(ids), device=unembed.weight.device)
-    bias = getattr(unembed, "bias", None)
-    weight = unembed.weight[chosen].float()
-    normed = model.final_norm(hidden).float()
-    logits = torch.nn.functional.linear(normed, weight, None if bias is None else bias[chosen].float())
+    weight, bias = unembedding(model.unembed, None if ids is None else torch.tensor(list(ids)))
+    logits = torch.nn.functional.linear(model.final_norm(hidden).float(), weight, bias)
     return soft_capped(model, logits * model.facts.logit_scale)
 
 

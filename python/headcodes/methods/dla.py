@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from headcodes.methods.findings import Findings
 from headcodes.methods.stability import ByPair, abs_mean
 from headcodes.models.devices import EachDevice, brought
 from headcodes.models.memory import graph_bytes, node_bytes_per_token
+from headcodes.models.weights import unembedding
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -70,12 +71,11 @@ def answer_direction(
         logits: of the batch's answers, as ``gradients.run`` gives them.
         final: what enters the final norm.
     """
-    unembed: Any = getattr(model.unembed, "original_component", None) or model.unembed
     # d logsumexp = softmax over the same answers.
     shares = [
         logits.masked_fill(~chosen.to(logits.device), -torch.inf).softmax(1) for chosen in (batch.right, batch.wrong)
     ]
-    vectors = unembed.weight[batch.vocab.to(unembed.weight.device)].float()
+    vectors, _ = unembedding(model.unembed, batch.vocab)
     assert model.final_norm is not None
     row, last = EachDevice(torch.arange(len(batch.rows)), batch.last).on(final.device)
     norm = FrozenNorm.of(model.final_norm, final[row, last])

@@ -1,9 +1,11 @@
 """A model proves itself when it is opened: one short batch of its own shows what its parts do, whatever their names.
 
-Every row of the batch holds the same tokens, and every layer is given the first row's residual stream in all of them.
-Row 0 is left alone; in the others one thing is disturbed within each layer: the heads' results, the MLP's output, the
-queries, keys or values of one head. What then changes, and whether it adds up, is what the model is found to do. Two
-more passes hold a head's results in that batch to those in another, and in a row that prompts share (or on one alone).
+All rows of the batch but one hold the same tokens, and every layer is given the first row's residual stream in them.
+Row 0 is left alone; in the others something is disturbed within each layer: the heads' results and then the MLP's
+output, the queries, keys or values of one head. What then changes, and whether it adds up, is what the model is found
+to do. The last row is another prompt. A second pass holds both prompts' head results to those in a row that they
+share, with nothing behind them; where they are not the same there, or rows cannot be shared, a third to those of one
+prompt alone.
 """
 
 from __future__ import annotations
@@ -21,18 +23,18 @@ from torch import Tensor, nn
 from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write, cache_dir, checksum
 from headcodes.graph import numbered
-from headcodes.models.disturbed import CLEAN, HEADS, LENGTH, REST, SLOT, Record, run, scored_tokens, tokens
+from headcodes.models.disturbed import CLEAN, HEADS, LENGTH, OTHER, REST, SLOT, Record, run, scored_tokens, tokens
 from headcodes.models.facts import Facts, facts_from_json
 from headcodes.models.hooks import as_found, capture_inputs
 from headcodes.models.model import Model
 from headcodes.models.relied import attention_way
 from headcodes.models.slots import LAYOUTS, slot_projection
-from headcodes.models.weights import check_affine, is_quantised, weights_of
+from headcodes.models.weights import check_affine, is_quantised, unembedding, weights_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-_VERSION = 3
+_VERSION = 4
 # Roundings of a sum of three terms, and how far two ways of computing the same attention may differ.
 _ROUNDINGS = 8
 _SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
@@ -73,7 +75,7 @@ def _found(model: Model) -> Facts:
     config_positions = _config(model, "max_position_embeddings") or _config(model, "n_positions")
     trained = int(config_positions) if isinstance(config_positions, int) else None
     model.facts = Facts(positions=_table(model, trained), trained=trained)
-    record = _record(model, ids)
+    record = _record(model, ids, _other(ids))
     facts = replace(
         model.facts,
         n_kv_heads=model.n_kv_heads,
@@ -81,14 +83,20 @@ def _found(model: Model) -> Facts:
         logit_scale=_logit_scale(model, record),
         layout=record.layout,
         norms_over_heads=record.norms,
+        slots=record.slots,
+        **_stream(model, record),
+        **_parallel(record),
     )
-    facts = replace(facts, slots=record.slots or _slot_fault(model, record))
-    facts = replace(facts, **_stream(model, record), **_parallel(record))
     shares, error = _batches(model, ids, record)
     return replace(facts, shares_rows=shares, batch_error=error)
 
 
-def _record(model: Model, ids: Int[Tensor, " seq"]) -> Record:
+def _other(ids: Int[Tensor, " seq"]) -> Int[Tensor, " seq"]:
+    """Return another prompt that begins like this one and, like it, has one token behind it."""
+    return torch.cat([ids[: LENGTH - 3], ids[LENGTH - 3 : LENGTH - 1].flip(0), ids[LENGTH - 1 :]])
+
+
+def _record(model: Model, ids: Int[Tensor, " seq"], other: Int[Tensor, " seq"]) -> Record:
     """Run the disturbed batch; where one module makes queries, keys and values, try each way they may lie in it."""
     reason = None
     for layout in LAYOUTS:
@@ -100,7 +108,7 @@ def _record(model: Model, ids: Int[Tensor, " seq"]) -> Record:
         except HeadcodesError:
             reason = reason or "its query, key and value projections are not known"
             continue
-        record = run(model, ids, slots=True)
+        record = run(model, ids, other, slots=True)
         record.layout = layout
         if len(record.n_kv) > 1:
             record.slots = "its layers have different numbers of keys and values"
@@ -110,7 +118,7 @@ def _record(model: Model, ids: Int[Tensor, " seq"]) -> Record:
         if layout == "separate" or record.slots is None:
             return record
         reason = "where queries, keys and values lie in their common module is not known"
-    record = run(model, ids, slots=False)
+    record = run(model, ids, other, slots=False)
     record.slots = reason
     return record
 
@@ -172,16 +180,23 @@ def _added(entered: Tensor, left: Tensor, parts: list[Tensor], dtype: torch.dtyp
     """Find the multiple of each part with which they make up what a layer changes; how far off that is, as a share of
     the largest number in the stream, and whether it is no more than rounding."""
     eps = torch.finfo(dtype).eps
-    change = (left - entered).flatten()
-    rounding = _ROUNDINGS * eps * (left.abs() + entered.abs()).flatten()
-    columns = torch.stack([change * 0, *(part.flatten() for part in parts)], 1)[:, 1:]
-    found = torch.ones(len(parts), dtype=torch.float64, device=left.device)
-    if bool(((change - columns.sum(1)).abs() > rounding + _ROUNDINGS * eps * columns.abs().sum(1)).any()) and parts:
-        found = torch.linalg.lstsq(columns.cpu(), change.cpu()[:, None], driver="gelsd").solution[:, 0]
-        found = found.to(left.device)
-    rest = (change - columns @ found).abs()
-    fits = not bool((rest > rounding + _ROUNDINGS * eps * (columns * found).abs().sum(1)).any())
-    return found.tolist(), float(rest.max() / left.abs().max().clamp_min(1e-30)), fits
+    change = left - entered
+    rounding = _ROUNDINGS * eps * (left.abs() + entered.abs())
+
+    def with_multiples(multiples: list[float]) -> tuple[list[float], float, bool]:
+        rest, bound = change, rounding
+        for multiple, part in zip(multiples, parts, strict=True):
+            rest = rest - multiple * part
+            bound = bound + abs(multiple) * _ROUNDINGS * eps * part.abs()
+        rest = rest.abs()
+        return multiples, float(rest.max() / left.abs().max().clamp_min(1e-30)), not bool((rest > bound).any())
+
+    plain = with_multiples([1.0] * len(parts))
+    if plain[2] or not parts:
+        return plain
+    columns = torch.stack([part.flatten() for part in parts], 1).cpu()
+    solution = torch.linalg.lstsq(columns, change.flatten().cpu()[:, None], driver="gelsd").solution
+    return with_multiples(solution[:, 0].tolist())
 
 
 def _parallel(record: Record) -> dict[str, Any]:
@@ -230,34 +245,19 @@ def _slot_fault(model: Model, record: Record) -> str | None:
 
 
 def _batches(model: Model, ids: Int[Tensor, " seq"], record: Record) -> tuple[bool, float]:
-    """Hold two prompts in a batch to the first among others, a token behind it, and to both in one row or alone."""
+    """Hold two prompts among others, a token behind each, to both in one row of theirs, or to the first alone."""
     n, common = LENGTH - 1, LENGTH - 3
     layers = _with_heads(model)
-    first, second = ids[:n], torch.cat([ids[:common], ids[common:n].flip(0)])
-    batch = _results(model, torch.stack([first, second]))
+    batch = [record.z[layer][[CLEAN, OTHER], :n].cpu() for layer in layers]
     # Weights of eight bits round their inputs too, by what else is in the batch.
     coarse = model.dtype not in (torch.float32, torch.float64)
     coarse = coarse or any(is_quantised(model.projections[layer]) for layer in layers)
     tolerance = 0.1 if coarse else _SAME[model.dtype]
 
     def off(found: list[Tensor]) -> list[float]:
-        sizes = [float(both[:1].float().norm()) or 1.0 for both in batch]
-        every = zip(found, batch, sizes, strict=True)
-        return [float((one - both[: len(one)]).float().norm()) / size for one, both, size in every]
+        rows = [(one.float(), both[: len(one)].float()) for one, both in zip(found, batch, strict=True)]
+        return [float((one - both).norm() / both[:1].norm().clamp_min(1e-30)) for one, both in rows]
 
-    def held(found: list[Tensor]) -> float:
-        for layer, share in zip(layers, off(found), strict=True):
-            # Which experts an MLP takes can depend on a rounding: in coarse dtypes only the first layer is decisive.
-            if share > tolerance and (layer == layers[0] or not coarse):
-                raise HeadcodesError(
-                    "A model must read from left to right, each prompt by itself",
-                    f"heads of layer {layer} whose results change by {share:.2g} with the tokens behind or beside a"
-                    " prompt",
-                    "Take a causal language model.",
-                )
-        return max(off(found))
-
-    worst = held([record.z[layer][CLEAN : CLEAN + 1, :n].cpu() for layer in layers])
     if attention_way(model) in ("sdpa", "eager"):
         path = torch.tensor([*range(common), *range(n, 2 * n - common)])
         seen = torch.eye(2 * n - common, dtype=torch.bool)
@@ -267,11 +267,20 @@ def _batches(model: Model, ids: Int[Tensor, " seq"], record: Record) -> tuple[bo
         positions = torch.cat([torch.arange(n), torch.arange(common, n)])[None]
         inputs = {"attention_mask": mask.to(model.device), "position_ids": positions.to(model.device)}
         with suppress(TypeError, ValueError, RuntimeError, IndexError):
-            shared = _results(model, torch.cat([first, second[common:]])[None], **inputs)
+            shared = _results(model, torch.cat([ids[:n], _other(ids)[common:n]])[None], **inputs)
             shares = off([torch.stack([row[0, :n], row[0, path]]) for row in shared])
             if all(share <= tolerance for share in shares):
-                return True, max(worst, *shares)
-    return False, max(worst, held(_results(model, first[None])))
+                return True, max(shares)
+    shares = off(_results(model, ids[None, :n]))
+    for layer, share in zip(layers, shares, strict=True):
+        # Which experts an MLP takes can depend on a rounding: in coarse dtypes only the first layer is decisive.
+        if share > tolerance and (layer == layers[0] or not coarse):
+            raise HeadcodesError(
+                "A model must read from left to right, each prompt by itself",
+                f"heads of layer {layer} whose results change by {share:.2g} with the tokens behind or beside a prompt",
+                "Take a causal language model.",
+            )
+    return False, max(shares)
 
 
 def _results(model: Model, ids: Int[Tensor, "batch seq"], **inputs: Any) -> list[Float[Tensor, "batch seq column"]]:
@@ -283,17 +292,13 @@ def _results(model: Model, ids: Int[Tensor, "batch seq"], **inputs: Any) -> list
 
 def _logit_scale(model: Model, record: Record) -> float:
     """Find out by what the model multiplies its unembedding's result (Cohere, Granite)."""
-    unembed = weights_of(model.unembed)
-    if model.final_norm is None or record.final is None or unembed.weight.is_meta:
+    if model.final_norm is None or record.final is None:
         return 1.0
-    chosen = scored_tokens(model).to(unembed.weight.device)
-    hidden = model.final_norm(record.final[:, -1].to(unembed.weight.device)).float()
-    if hidden.shape[-1] != unembed.weight.shape[-1]:
+    weight, bias = unembedding(model.unembed, scored_tokens(model))
+    hidden = model.final_norm(record.final[:, -1].to(weight.device)).float()
+    if hidden.shape[-1] != weight.shape[-1]:
         return 1.0
-    bias = getattr(unembed, "bias", None)
-    plain = nn.functional.linear(
-        hidden, unembed.weight[chosen].float(), None if bias is None else bias[chosen].float()
-    ).flatten()
+    plain = nn.functional.linear(hidden, weight, bias).flatten()
     scaled = record.logits.to(plain.device).flatten()
     scale = float(plain @ scaled / (plain @ plain).clamp_min(1e-30))
     fits = scale != 0 and float((scaled - scale * plain).norm()) <= 1e-5 * float(scaled.norm())
@@ -334,13 +339,12 @@ def verdict(model: Model) -> dict[str, str]:
     keys = f"{model.n_kv_heads} with keys of their own"
     n_with = model.n_layers - len(model.without_heads)
     left_out = f"; none in {numbered(model.without_heads)}, left out" if model.without_heads else ""
-    rows = "alone = batched = padded"
     return {
         "projection": "a linear map in every layer",
         "sum of parts": facts.stream or sums + (", norms behind parts" if facts.norms_behind else ""),
         "attention and MLP": order,
         "heads": f"{n_with} x {model.n_heads}, {' and '.join(map(str, widths))} wide, {keys}{left_out}",
         "finite": str(model.dtype).removeprefix("torch."),
-        "batches": f"{rows}{' = shared row' if facts.shares_rows else '; rows are not shared'}",
+        "batches": f"alone = batched = padded{' = shared row' if facts.shares_rows else '; rows are not shared'}",
         "edges": "yes" if facts.edges is None else f"no: {facts.edges}",
     }

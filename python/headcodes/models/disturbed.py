@@ -1,4 +1,5 @@
-"""One pass over a batch whose rows hold the same tokens, with one thing disturbed in each row within every layer."""
+"""One pass over a batch whose rows hold the same tokens, with one thing disturbed in each row within every layer, and
+one more row of a prompt of its own."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     from jaxtyping import Int
 
 LENGTH = 6
-# What is disturbed in each row of the batch.
-CLEAN, HEADS, MLP, SLOT = 0, 1, 2, {"q": 3, "k": 4, "v": 5}
+# What is disturbed in each row of the batch: nothing; what the heads give, and what the MLP puts out once it has read.
+CLEAN, HEADS, SLOT = 0, 1, {"q": 2, "k": 3, "v": 4}
 # All that a layer reads, but not its queries, keys and values.
-REST = 6
+REST = 5
+# Another prompt, of which nothing is disturbed.
+OTHER = 6
 ROWS = 7
 
 
@@ -49,10 +52,11 @@ class Record:
         self.logits: Tensor = torch.empty(0)
 
 
-def run(model: Model, ids: Int[Tensor, " seq"], *, slots: bool) -> Record:
+def run(model: Model, ids: Int[Tensor, " seq"], other: Int[Tensor, " seq"], *, slots: bool) -> Record:
     """Run the disturbed batch over the token ids and note what each layer does.
 
     Args:
+        other: the token ids of the row that is another prompt.
         slots: whether to disturb queries, keys and values; their projections must be known.
 
     Raises:
@@ -71,7 +75,7 @@ def run(model: Model, ids: Int[Tensor, " seq"], *, slots: bool) -> Record:
         def edit(x: Tensor) -> Tensor:
             if layer and not torch.equal(x, record.left[layer - 1]):
                 record.gap = layer
-            x = x[:1].expand_as(x).clone()
+            x = torch.cat([x[:1].expand_as(x[:OTHER]), x[OTHER:]])
             if slots:
                 x[REST] += noise(x[REST])
             record.entered[layer] = x.clone()
@@ -98,7 +102,7 @@ def run(model: Model, ids: Int[Tensor, " seq"], *, slots: bool) -> Record:
     def mlp_writes(layer: int) -> Callable[[Tensor], Tensor]:
         def edit(x: Tensor) -> Tensor:
             out = x.reshape(ROWS, -1, x.shape[-1]).clone()
-            out[MLP] += noise(out[MLP])
+            out[HEADS] += noise(out[HEADS])
             record.written["mlp", layer] = out
             record.passed["mlp", layer] = out.clone().view(x.shape)
             return record.passed["mlp", layer]
@@ -182,7 +186,8 @@ def run(model: Model, ids: Int[Tensor, " seq"], *, slots: bool) -> Record:
             hooks.enter_context(edit_input(model.final_norm, note_final))
         last = torch.full((ROWS,), len(ids) - 1)
         try:
-            logits = model.trace(ids.expand(ROWS, -1), logits_at=last, vocab=scored_tokens(model))
+            rows = torch.cat([ids.expand(OTHER, -1), other[None]])
+            logits = model.trace(rows, logits_at=last, vocab=scored_tokens(model))
         except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
             if isinstance(error, HeadcodesError):
                 raise

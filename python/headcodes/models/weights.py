@@ -14,7 +14,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.models.hooks import as_found
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 # Formats of quantised weights, as transformers names them, that the tests hold to the same sums as plain ones.
 _TRIED = ("bitsandbytes", "torchao")
@@ -45,6 +45,17 @@ def weights_present(module: nn.Module) -> Iterator[Any]:
         yield module
 
 
+def unembedding(
+    unembed: nn.Module, ids: Int[Tensor, " n_vocab"] | None
+) -> tuple[Float[Tensor, "n_vocab d_model"], Float[Tensor, " n_vocab"] | None]:
+    """Return in fp32 what some tokens (or all) are unembedded by, and the bias if there is one, offloaded or not."""
+    linear = weights_of(unembed)
+    with weights_present(linear):
+        chosen = slice(None) if ids is None else ids.to(linear.weight.device)
+        bias = getattr(linear, "bias", None)
+        return linear.weight[chosen].float(), None if bias is None else bias[chosen].float()
+
+
 @contextmanager
 def logits_only(unembed: nn.Module, at: Tensor, vocab: Tensor | None) -> Iterator[None]:
     """Let the model unembed only the (row, position)s ``at``, and only ``vocab``; a soft cap behind still applies."""
@@ -54,18 +65,10 @@ def logits_only(unembed: nn.Module, at: Tensor, vocab: Tensor | None) -> Iterato
         rows, positions = at.to(hidden.device).unbind(1)
         return (hidden[rows, positions][:, None], *args[1:])
 
-    def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        linear = weights_of(module)
-        weight = linear.weight
-        # Offloaded weights have left again by now; then the model's own logits are cut afterwards.
-        if vocab is None or weight.is_meta:
-            return None
-        ids = vocab.to(weight.device)
-        bias = getattr(linear, "bias", None)
-        chosen = None if bias is None else bias[ids].float()
+    def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        weight, bias = unembedding(module, vocab)
         # Tied to the embedding, the weights may lie on another device than the last block.
-        hidden = args[0].to(weight.device).float()
-        return torch.nn.functional.linear(hidden, weight[ids].float(), chosen)
+        return torch.nn.functional.linear(args[0].to(weight.device).float(), weight, bias)
 
     with ExitStack() as hooks:
         hooks.callback(unembed.register_forward_pre_hook(shrink).remove)
