@@ -47,7 +47,7 @@ def about() -> dict[str, Any]:
 
 
 def kernels() -> dict[str, Any]:
-    """Compile and run both kernels in every precision; return the shares of codes that differ from torch in fp32."""
+    """Compile and run both kernels; return the shares of codes that differ from torch's."""
     import torch
 
     from headcodes.activations.capture import HeadActivations
@@ -64,14 +64,13 @@ def kernels() -> dict[str, Any]:
     for kernel, n in (("folded", 500), ("unfolded", 10)):
         heads = HeadActivations(draw(n, 144, 64), draw(144, 64, 768) / 8, 12, 12, "mean")
         truth = encode(heads, sae, backend="torch")
-        for precision in ("fp32", "tf32", "bf16", "fp16"):
-            start = time.perf_counter()
-            codes = encode(heads, sae, backend="triton", precision=precision)
-            torch.cuda.synchronize()
-            first_s = time.perf_counter() - start
-            flips = float((codes != truth).float().mean())
-            found[f"{kernel} {precision}"] = {"flips": flips, "first_call_s": first_s}
-            assert flips <= (0.001 if precision == "fp32" else 0.1), f"{kernel} {precision} flips {flips:.1%} of codes"
+        start = time.perf_counter()
+        codes = encode(heads, sae, backend="triton")
+        torch.cuda.synchronize()
+        first_s = time.perf_counter() - start
+        flips = float((codes != truth).float().mean())
+        found[kernel] = {"flips": flips, "first_call_s": first_s}
+        assert flips <= 0.001, f"the {kernel} kernel flips {flips:.1%} of codes"
     return found
 
 

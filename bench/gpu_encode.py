@@ -4,11 +4,11 @@
     python bench/gpu_encode.py --only gpt2  rows whose name holds "gpt2"
 
 A row: the folded kernel with weights at hand, the unfolded kernel, or the whole ``headcodes.encode`` with folding; one
-shape; one precision; median, 20th and 80th percentile of the time with a cold L2. Bytes and FLOPs are counted from the
-shapes (each operand once), and held against a copy and a square matmul measured in the same run. The binding ceiling is
-the one that would take longer; the share of it is that time over ours. Speed-ups are over eager torch and over
-torch.compile of ``relu(baddbmm(bias, z, weight)).argmax(-1)`` in the same precision. A row whose codes are not within
-tolerance of an fp64 reference is not reported: the program stops with status 1.
+shape; median, 20th and 80th percentile of the time with a cold L2. Bytes and FLOPs are counted from the shapes (each
+operand once), and held against a copy and a square fp32 matmul measured in the same run. The binding ceiling is the one
+that would take longer; the share of it is that time over ours. Speed-ups are over eager torch and over torch.compile of
+``relu(baddbmm(bias, z, weight)).argmax(-1)`` in fp32. A row whose codes are not within tolerance of an fp64 reference
+is not reported: the program stops with status 1.
 
 Where ``ncu`` is installed and allowed, counters of the main kernel go to bench/results/gpu_encode_ncu.csv.
 
@@ -38,15 +38,14 @@ RESULTS = Path(__file__).parent / "results"
 LEDGER = RESULTS / "gpu_encode.csv"
 COUNTERS = RESULTS / "gpu_encode_ncu.csv"
 COLUMNS = [
-    *("what", "name", "n_prompt", "n_component", "d_head", "d_model", "d_sae", "n_sae", "precision"),
+    *("what", "name", "n_prompt", "n_component", "d_head", "d_model", "d_sae", "n_sae"),
     *("us", "us_p20", "us_p80", "gb_per_s", "tflop_per_s", "copy_gb_per_s", "matmul_tflop_per_s"),
     *("share_of_copy", "share_of_matmul", "share_of_binding", "eager_us", "compile_us"),
     *("speedup_over_eager", "speedup_over_compile", "worst_loss", "config", "note"),
     *("device", "torch", "triton", "date"),
 ]
 # Largest distance of a chosen latent from the best one, over the standard deviation of latents.
-TOLERANCE = {"fp32": 1e-4, "tf32": 1e-2, "fp16": 1e-2, "bf16": 8e-2}
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOLERANCE = 1e-4
 NCU_METRICS = (
     "gpu__time_duration.sum,dram__bytes.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed,"
     "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active,sm__warps_active.avg.pct_of_peak_sustained_active,"
@@ -75,16 +74,13 @@ SHAPES = [
 FEW = [Shape("gpt2-xl", 10, 1200, 64, 1600, 200), Shape("llama-3-8b", 10, 1024, 128, 4096, 200)]
 
 
-def rows() -> Iterator[tuple[str, Shape, str]]:
+def rows() -> Iterator[tuple[str, Shape]]:
     for shape in SHAPES:
-        for precision in DTYPES:
-            yield "folded kernel", shape, precision
+        yield "folded kernel", shape
     for shape in FEW:
-        for precision in DTYPES:
-            yield "unfolded kernel", shape, precision
+        yield "unfolded kernel", shape
     for shape in SHAPES + FEW:
-        for precision in ("fp32", "bf16"):
-            yield "encode", shape, precision
+        yield "encode", shape
 
 
 def missing() -> str | None:
@@ -104,36 +100,34 @@ def timed(call: Callable[[], Any]) -> tuple[float, float, float]:
 
 
 class Ceilings:
-    """What this device does at best, measured: a copy of 2 GiB, and a matmul of 8192 cubed in every precision."""
+    """What this device does at best, measured: a copy of 2 GiB, and a matmul of 8192 cubed in fp32."""
 
     def __init__(self) -> None:
         source = torch.empty(1 << 31, dtype=torch.uint8, device="cuda")
         target = torch.empty_like(source)
         self.copy_gb_per_s = 2 * source.numel() / timed(lambda: target.copy_(source))[0] / 1e3
-        self._matmul: dict[str, float] = {}
-
-    def matmul_tflop_per_s(self, precision: str) -> float:
-        if precision not in self._matmul:
-            a, b = (torch.randn(8192, 8192, device="cuda", dtype=DTYPES[precision]) for _ in range(2))
-            torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-            self._matmul[precision] = 2 * 8192**3 / timed(lambda: a @ b)[0] / 1e6
-            torch.backends.cuda.matmul.allow_tf32 = False
-        return self._matmul[precision]
+        a, b = (torch.randn(8192, 8192, device="cuda") for _ in range(2))
+        self.matmul_tflop_per_s = 2 * 8192**3 / timed(lambda: a @ b)[0] / 1e6
 
 
-def inputs(shape: Shape, precision: str) -> SimpleNamespace:
+def inputs(shape: Shape) -> SimpleNamespace:
     g = torch.Generator(device="cuda").manual_seed(0)
 
     def randn(*size: int) -> torch.Tensor:
         return torch.randn(size, generator=g, device="cuda")
 
-    dtype = DTYPES[precision]
     return SimpleNamespace(
-        z=randn(shape.n_prompt, shape.n_component, shape.d_head).to(dtype),
-        W_O=(randn(shape.n_component, shape.d_head, shape.d_model) / shape.d_head**0.5).to(dtype),
-        W_enc=(randn(shape.n_sae, shape.d_model, shape.d_sae) / shape.d_model**0.5).to(dtype),
+        z=randn(shape.n_prompt, shape.n_component, shape.d_head),
+        W_O=randn(shape.n_component, shape.d_head, shape.d_model) / shape.d_head**0.5,
+        W_enc=randn(shape.n_sae, shape.d_model, shape.d_sae) / shape.d_model**0.5,
         bias=randn(shape.n_sae, shape.n_component, shape.d_sae) * 0.1,
     )
+
+
+def in_rows(x: torch.Tensor) -> torch.Tensor:
+    """As encode does before it folds: rows 16 latents apart, of which the kernel gets those that are there."""
+    n = x.shape[-1]
+    return torch.nn.functional.pad(x, (0, -n % 16))[..., :n]
 
 
 def worst_loss(x: SimpleNamespace, codes: torch.Tensor, bias: torch.Tensor) -> float:
@@ -146,65 +140,60 @@ def worst_loss(x: SimpleNamespace, codes: torch.Tensor, bias: torch.Tensor) -> f
     return float(((latents.amax(-1).clamp(min=0) - reached).max() / latents.std()).item())
 
 
-def measure(what: str, shape: Shape, precision: str, ceilings: Ceilings) -> dict[str, Any]:
+def measure(what: str, shape: Shape, ceilings: Ceilings) -> dict[str, Any]:
     import triton
 
     from headcodes import encode
     from headcodes_kernels import encode_argmax as host
 
-    x = inputs(shape, precision)
+    x = inputs(shape)
     n_out = shape.n_sae * shape.n_prompt * shape.n_component
-    item = x.z.element_size()
     config = ""
     bias, folded = x.bias, None
     if what == "folded kernel":
-        folded = torch.einsum("cdm,ams->acds", x.W_O.float(), x.W_enc.float()).to(x.z.dtype)
-        # As encode does before it folds: rows of 16 latents.
-        padded, padded_bias = (torch.nn.functional.pad(t, (0, -shape.d_sae % 16)) for t in (folded, bias))
+        folded = torch.einsum("cdm,ams->acds", x.W_O, x.W_enc)
+        rows_apart, bias_apart = in_rows(folded), in_rows(bias)
 
         def call() -> torch.Tensor:
-            return host.encode_argmax(x.z, padded, padded_bias, precision=precision)
+            return host.encode_argmax(x.z, rows_apart, bias_apart)
 
-        n_bytes = item * (x.z.numel() + folded.numel()) + 4 * (x.bias.numel() + n_out)
+        n_bytes = 4 * (x.z.numel() + folded.numel() + x.bias.numel() + n_out)
         flops = 2 * n_out * shape.d_head * shape.d_sae
     else:
         saes = [
-            SimpleNamespace(W_enc=W.float(), b_enc=b[0], b_dec=torch.zeros(shape.d_model, device="cuda"))
+            SimpleNamespace(W_enc=W, b_enc=b[0], b_dec=torch.zeros(shape.d_model, device="cuda"))
             for W, b in zip(x.W_enc, x.bias, strict=True)
         ]
         if what == "encode":
             bias = x.bias[:, :1].expand_as(x.bias)
 
             def call() -> torch.Tensor:
-                return encode(x, saes, precision=precision, backend="triton")
+                return encode(x, saes, backend="triton")
 
         else:
 
             def call() -> torch.Tensor:
-                return host.encode_argmax_unfolded(x.z, x.W_O, x.W_enc, x.bias, precision=precision)
+                return host.encode_argmax_unfolded(x.z, x.W_O, x.W_enc, x.bias)
 
-        n_bytes = item * (x.z.numel() + x.W_O.numel() + x.W_enc.numel()) + 4 * (x.bias.numel() + n_out)
+        n_bytes = 4 * (x.z.numel() + x.W_O.numel() + x.W_enc.numel() + x.bias.numel() + n_out)
         unfolded = n_out * shape.d_model * (shape.d_head + shape.d_sae)
         per_fold = shape.n_sae * shape.n_component * shape.d_head * shape.d_sae
         flops = 2 * (unfolded if what != "encode" else min(unfolded, per_fold * (shape.d_model + shape.n_prompt)))
 
     loss = worst_loss(x, call(), bias)
-    if loss > TOLERANCE[precision]:
-        raise SystemExit(
-            f"{what} {shape} {precision}: a code is {loss:.2g} deviations below the best. Nothing reported."
-        )
+    if loss > TOLERANCE:
+        raise SystemExit(f"{what} {shape}: a code is {loss:.2g} deviations below the best. Nothing reported.")
     us, low, high = timed(call)
     row: dict[str, Any] = {"us": us, "us_p20": low, "us_p80": high, "worst_loss": loss, "note": ""}
     row |= {"gb_per_s": n_bytes / us / 1e3, "tflop_per_s": flops / us / 1e6}
-    row |= {"copy_gb_per_s": ceilings.copy_gb_per_s, "matmul_tflop_per_s": ceilings.matmul_tflop_per_s(precision)}
+    row |= {"copy_gb_per_s": ceilings.copy_gb_per_s, "matmul_tflop_per_s": ceilings.matmul_tflop_per_s}
     row["share_of_copy"] = row["gb_per_s"] / row["copy_gb_per_s"]
     row["share_of_matmul"] = row["tflop_per_s"] / row["matmul_tflop_per_s"]
     row["share_of_binding"] = max(row["share_of_copy"], row["share_of_matmul"])
 
     if what != "encode":
-        tuned = host._tuned[what.split()[0], precision]
-        config = str(tuned.best_config)
-        z, low_bias = x.z.transpose(0, 1), x.bias.to(x.z.dtype)
+        config = str(host._tuned[what.split()[0]].best_config)
+        z = x.z.transpose(0, 1)
 
         def expression(z: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             return torch.relu(torch.baddbmm(b[:, None], z, W)).argmax(-1)
@@ -213,13 +202,11 @@ def measure(what: str, shape: Shape, precision: str, ceilings: Ceilings) -> dict
             return torch.relu(torch.bmm(z, x.W_O) @ W_enc + b[:, None]).argmax(-1)
 
         plain, second = (two_products, x.W_enc) if folded is None else (expression, folded)
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         try:
             for column, function in (("eager_us", plain), ("compile_us", torch.compile(plain))):
-                row[column] = timed(lambda f=function: [f(z, second[i], low_bias[i]) for i in range(shape.n_sae)])[0]
+                row[column] = timed(lambda f=function: [f(z, second[i], x.bias[i]) for i in range(shape.n_sae)])[0]
         except Exception as error:
             row["note"] = f"no comparison: {type(error).__name__}"
-        torch.backends.cuda.matmul.allow_tf32 = False
         for column in ("eager", "compile"):
             if row.get(f"{column}_us"):
                 row[f"speedup_over_{column}"] = row[f"{column}_us"] / us
@@ -227,8 +214,8 @@ def measure(what: str, shape: Shape, precision: str, ceilings: Ceilings) -> dict
     return row | versions | {"config": config, "date": datetime.date.today().isoformat()}
 
 
-def labels(what: str, shape: Shape, precision: str) -> dict[str, Any]:
-    return {"what": what, **vars(shape), "precision": precision}
+def labels(what: str, shape: Shape) -> dict[str, Any]:
+    return {"what": what, **vars(shape)}
 
 
 def write(ledger: list[dict[str, Any]]) -> None:
@@ -240,7 +227,7 @@ def write(ledger: list[dict[str, Any]]) -> None:
 
 
 def counters() -> None:
-    """Hardware counters of the folded kernel at Llama-3-8B's shapes, in bf16."""
+    """Hardware counters of the folded kernel at Llama-3-8B's shapes."""
     if (ncu := shutil.which("ncu")) is None:
         print("no hardware counters: ncu is not installed", file=sys.stderr)
         return
@@ -262,11 +249,10 @@ def launch_only() -> None:
     from headcodes_kernels.encode_argmax import encode_argmax
 
     shape = SHAPES[3]
-    x = inputs(shape, "bf16")
-    folded = torch.einsum("cdm,ams->acds", x.W_O.float(), x.W_enc.float()).to(x.z.dtype)
-    weight, bias = (torch.nn.functional.pad(t, (0, -shape.d_sae % 16)) for t in (folded, x.bias))
+    x = inputs(shape)
+    weight, bias = in_rows(torch.einsum("cdm,ams->acds", x.W_O, x.W_enc)), in_rows(x.bias)
     for _ in range(30):
-        encode_argmax(x.z, weight, bias, precision="bf16")
+        encode_argmax(x.z, weight, bias)
     torch.cuda.synchronize()
 
 

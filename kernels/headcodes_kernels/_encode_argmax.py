@@ -10,6 +10,8 @@ import triton.language as tl
 
 # What a row gets whose largest latent is nan or infinite. The caller turns it into an error.
 NOT_FINITE: tl.constexpr = tl.constexpr(-2147483648)
+# Latents of a narrow tile, which takes what is left over by tiles of BLOCK_S: 200 cost 200, not 256.
+NARROW: tl.constexpr = tl.constexpr(8)
 
 
 @triton.jit
@@ -24,7 +26,7 @@ def _place(n_prompt, n_sae, BLOCK_N: tl.constexpr):
 @triton.jit
 def _z_tile(z_ptr, rows, d, n_prompt, d_head, stride_zn):
     mask = (rows < n_prompt)[:, None] & (d < d_head)[None, :]
-    return tl.load(z_ptr + rows[:, None] * stride_zn + d[None, :], mask=mask, other=0.0)
+    return tl.load(z_ptr + rows[:, None] * stride_zn + d[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -43,6 +45,28 @@ def _store_codes(codes_ptr, rows, n_prompt, stride, top, code, dead):
     finite = (top > -float("inf")) & (top < float("inf"))
     code = tl.where(finite, code, NOT_FINITE)
     tl.store(codes_ptr + rows * stride, code, mask=rows < n_prompt)
+
+
+@triton.jit
+def _best(
+    z_ptr, weight, bias, rows, d, begin, end, n_prompt, d_head, stride_zn, stride_wd, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Each row's largest latent of begin to end, a whole number of tiles WIDTH latents wide, and the place of it."""
+    s = tl.arange(0, WIDTH)
+    # Running best of every lane on its own: three instructions an element, and rows are reduced once, at the end.
+    best = tl.full((BLOCK_N, WIDTH), -float("inf"), tl.float32)
+    first = tl.zeros((BLOCK_N, WIDTH), tl.int32)
+    for start in range(begin, end, WIDTH):
+        latents = tl.zeros((BLOCK_N, WIDTH), tl.float32)
+        for at in range(0, d_head, BLOCK_D):
+            z = _z_tile(z_ptr, rows, at + d, n_prompt, d_head, stride_zn)
+            w = tl.load(weight + at * stride_wd + start + s[None, :], mask=(at + d < d_head)[:, None], other=0.0)
+            latents = tl.dot(z, w, latents, input_precision="ieee")
+        latents += tl.load(bias + start + s)[None, :]
+        first = tl.where(latents > best, start, first)  # strictly: of equal latents the earlier stays
+        best = tl.maximum(best, latents, propagate_nan=tl.PropagateNan.ALL)
+    return _row_best(best, first + s[None, :])
 
 
 @triton.jit(do_not_specialize=["n_prompt", "n_component", "n_sae", "dead"])
@@ -67,48 +91,28 @@ def encode_argmax_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    WHOLE_D: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     N_CLASS: tl.constexpr,  # only a key for the autotuner
 ):
     """codes[a, n, c] = argmax_s relu(z[n, c, :] . weight[a, c, :, s] + bias[a, c, s]).
 
-    z [n_prompt, n_component, d_head], weight [n_sae, n_component, d_head, d_sae], bias [n_sae, n_component, d_sae]
-    fp32, codes [n_sae, n_prompt, n_component] int32, contiguous. Innermost strides are 1. The product runs in
-    weight's dtype and adds up in fp32. WHOLE_D: BLOCK_D covers d_head, and z's tile is loaded once; else both operands
-    come in steps of BLOCK_D.
+    z [n_prompt, n_component, d_head], weight [n_sae, n_component, d_head, d_sae], bias [n_sae, n_component, d_sae],
+    both fp32, codes [n_sae, n_prompt, n_component] int32, contiguous. Innermost strides are 1, and d_sae is a multiple
+    of NARROW.
     """
     rows, sae, head = _place(n_prompt, n_sae, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
-    s = tl.arange(0, BLOCK_S)
     z_ptr += head * stride_zc
-    if WHOLE_D:
-        z = _z_tile(z_ptr, rows, d, n_prompt, d_head, stride_zn).to(weight_ptr.dtype.element_ty)
-    weight = weight_ptr + sae * stride_wa + head * stride_wc + d.to(tl.int64)[:, None] * stride_wd + s[None, :]
-    bias = bias_ptr + sae * stride_ba + head * stride_bc + s
-
-    # Running best of every lane on its own: three instructions an element, and rows are reduced once, at the end.
-    best = tl.full((BLOCK_N, BLOCK_S), -float("inf"), tl.float32)
-    first = tl.zeros((BLOCK_N, BLOCK_S), tl.int32)
-    for start in range(0, d_sae, BLOCK_S):
-        inside = start + s < d_sae
-        if WHOLE_D:
-            w = tl.load(weight + start, mask=(d < d_head)[:, None] & inside[None, :], other=0.0)
-            latents = tl.dot(z, w, input_precision=INPUT_PRECISION)
-        else:
-            latents = tl.zeros((BLOCK_N, BLOCK_S), tl.float32)
-            for at in range(0, d_head, BLOCK_D):
-                z = _z_tile(z_ptr, rows, at + d, n_prompt, d_head, stride_zn).to(weight_ptr.dtype.element_ty)
-                mask = (at + d < d_head)[:, None] & inside[None, :]
-                w = tl.load(weight + at * stride_wd + start, mask=mask, other=0.0)
-                latents = tl.dot(z, w, latents, input_precision=INPUT_PRECISION)
-        # Latents that are not there are 0: as relu's zeros, they win over nothing.
-        b = tl.load(bias + start, mask=inside, other=0.0)
-        latents += b[None, :]
-        first = tl.where(latents > best, start, first)  # strictly: of equal latents the earlier stays
-        best = tl.maximum(best, latents, propagate_nan=tl.PropagateNan.ALL)
-
-    top, code = _row_best(best, first + s[None, :])
+    weight = weight_ptr + sae * stride_wa + head * stride_wc + d.to(tl.int64)[:, None] * stride_wd
+    bias = bias_ptr + sae * stride_ba + head * stride_bc
+    tiled = d_sae // BLOCK_S * BLOCK_S
+    top, code = _best(
+        z_ptr, weight, bias, rows, d, 0, tiled, n_prompt, d_head, stride_zn, stride_wd, BLOCK_N, BLOCK_D, BLOCK_S
+    )
+    rest, place = _best(
+        z_ptr, weight, bias, rows, d, tiled, d_sae, n_prompt, d_head, stride_zn, stride_wd, BLOCK_N, BLOCK_D, NARROW
+    )
+    code = tl.where(rest > top, place, code)
+    top = tl.maximum(top, rest, propagate_nan=tl.PropagateNan.ALL)
     codes = codes_ptr + sae * n_prompt * n_component + head
     _store_codes(codes, rows, n_prompt, n_component, top, code, dead)
 
@@ -139,22 +143,18 @@ def encode_argmax_unfolded_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_S: tl.constexpr,
-    WHOLE_D: tl.constexpr,
-    INPUT_PRECISION: tl.constexpr,
     N_CLASS: tl.constexpr,  # only a key for the autotuner
 ):
     """codes[a, n, c] = argmax_s relu((z[n, c, :] . W_O[c]) . W_enc[a, :, s] + bias[a, c, s]).
 
-    As encode_argmax_kernel, with W_O [n_component, d_head, d_model] and W_enc [n_sae, d_model, d_sae] (one dtype, in
-    which both products run). A tile of x = z . W_O lives in registers, and is made anew for every tile of latents.
+    As encode_argmax_kernel, with W_O [n_component, d_head, d_model] and W_enc [n_sae, d_model, d_sae], and any d_sae. A
+    tile of x = z . W_O lives in registers, and is made anew for every tile of latents.
     """
     rows, sae, head = _place(n_prompt, n_sae, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     m = tl.arange(0, BLOCK_M)
     s = tl.arange(0, BLOCK_S)
     z_ptr += head * stride_zc
-    if WHOLE_D:
-        z = _z_tile(z_ptr, rows, d, n_prompt, d_head, stride_zn).to(out_ptr.dtype.element_ty)
     out = out_ptr + head * stride_oc + d.to(tl.int64)[:, None] * stride_od + m[None, :]
     enc = enc_ptr + sae * stride_ea + s[None, :]
     bias = bias_ptr + sae * stride_ba + head * stride_bc + s
@@ -165,22 +165,18 @@ def encode_argmax_unfolded_kernel(
         inside = start + s < d_sae
         latents = tl.zeros((BLOCK_N, BLOCK_S), tl.float32)
         for at in range(0, d_model, BLOCK_M):
-            if WHOLE_D:
-                o = tl.load(out + at, mask=(d < d_head)[:, None] & (at + m < d_model)[None, :], other=0.0)
-                x = tl.dot(z, o, input_precision=INPUT_PRECISION)
-            else:
-                x = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-                for deep in range(0, d_head, BLOCK_D):
-                    z = _z_tile(z_ptr, rows, deep + d, n_prompt, d_head, stride_zn).to(out_ptr.dtype.element_ty)
-                    mask = (deep + d < d_head)[:, None] & (at + m < d_model)[None, :]
-                    o = tl.load(out + deep * stride_od + at, mask=mask, other=0.0)
-                    x = tl.dot(z, o, x, input_precision=INPUT_PRECISION)
+            x = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+            for deep in range(0, d_head, BLOCK_D):
+                z = _z_tile(z_ptr, rows, deep + d, n_prompt, d_head, stride_zn)
+                mask = (deep + d < d_head)[:, None] & (at + m < d_model)[None, :]
+                o = tl.load(out + deep * stride_od + at, mask=mask, other=0.0)
+                x = tl.dot(z, o, x, input_precision="ieee")
             e = tl.load(
                 enc + (at + m).to(tl.int64)[:, None] * stride_em + start,
                 mask=(at + m < d_model)[:, None] & inside[None, :],
                 other=0.0,
             )
-            latents = tl.dot(x.to(e.dtype), e, latents, input_precision=INPUT_PRECISION)
+            latents = tl.dot(x, e, latents, input_precision="ieee")
         b = tl.load(bias + start, mask=inside, other=0.0)
         top, column = _row_best(latents + b[None, :], tl.zeros((BLOCK_N, 1), tl.int32) + s[None, :])
         code = tl.where(top > best, start + column, code)

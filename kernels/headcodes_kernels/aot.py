@@ -1,6 +1,6 @@
 """Compile every kernel to machine code without a GPU, and read off what the code costs.
 
-``python -m headcodes_kernels.aot`` prints one line per kernel, precision, d_head, configuration and GPU generation. It
+``python -m headcodes_kernels.aot`` prints one line per kernel, d_head, configuration and GPU generation. It
 must run without Triton's interpreter.
 """
 
@@ -25,10 +25,7 @@ from headcodes_kernels import _configs
 from headcodes_kernels._encode_argmax import encode_argmax_kernel, encode_argmax_unfolded_kernel
 
 KERNELS = {"folded": encode_argmax_kernel, "unfolded": encode_argmax_unfolded_kernel}
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 CAPABILITIES = (80, 90)
-_WEIGHT_TYPES = {"fp32": "*fp32", "tf32": "*fp32", "bf16": "*bf16", "fp16": "*fp16"}
-_POINTER_TYPES = {"z_ptr": "*fp32", "bias_ptr": "*fp32", "codes_ptr": "*i32"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +36,11 @@ class Compiled:
         registers: a thread's.
         stack_bytes: a thread's local memory; registers that did not fit are spilled there.
         local_accesses: instructions that read or write that memory.
-        shared_bytes: a block's shared memory; ``estimated_shared_bytes`` is what the autotuner's pruning assumes.
+        shared_bytes: a block's shared memory.
         instructions: opcode -> how often it stands in the code.
     """
 
     kernel: str
-    precision: str
     d_head: int
     capability: int
     blocks: dict[str, int]
@@ -54,11 +50,10 @@ class Compiled:
     stack_bytes: int
     local_accesses: int
     shared_bytes: int
-    estimated_shared_bytes: int
     instructions: dict[str, int] = field(repr=False)
 
 
-def compile_kernel(kernel: str, precision: str, d_head: int, config: triton.Config, capability: int) -> Compiled:
+def compile_kernel(kernel: str, d_head: int, config: triton.Config, capability: int) -> Compiled:
     """Compile one kernel for one GPU generation (80: A100, 90: H100 and H200), as a launch with such arguments would.
 
     Raises:
@@ -67,19 +62,19 @@ def compile_kernel(kernel: str, precision: str, d_head: int, config: triton.Conf
     if _configs.INTERPRETED:
         raise RuntimeError("ahead-of-time compilation needs TRITON_INTERPRET unset before the kernels are imported")
     function = KERNELS[kernel]
-    constants: dict[str, Any] = {**config.kwargs, **_configs.flags(precision, d_head), "N_CLASS": 512}
+    constants: dict[str, Any] = {**config.kwargs, "N_CLASS": 512}
     signature: dict[str, str] = {}
-    # What the launcher finds out at run time: aligned pointers, and sizes and strides divisible by 16.
+    # What the launcher finds out at run time: aligned pointers, and widths and strides divisible by 16; not latents.
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for i, name in enumerate(function.arg_names):
         if name in constants:
             signature[name] = "constexpr"
         elif name.endswith("_ptr"):
-            signature[name] = _POINTER_TYPES.get(name, _WEIGHT_TYPES[precision])
+            signature[name] = "*i32" if name == "codes_ptr" else "*fp32"
             attributes[i,] = [["tt.divisibility", 16]]
         else:
             signature[name] = "i32"
-            if name.startswith(("stride_", "d_")):
+            if name.startswith("stride_") or name in ("d_head", "d_model"):
                 attributes[i,] = [["tt.divisibility", 16]]
     compiled = triton.compile(
         ASTSource(function, signature, constants, attributes),
@@ -92,7 +87,6 @@ def compile_kernel(kernel: str, precision: str, d_head: int, config: triton.Conf
     opcodes = Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)", code, re.MULTILINE))
     return Compiled(
         kernel,
-        precision,
         d_head,
         capability,
         dict(config.kwargs),
@@ -102,36 +96,20 @@ def compile_kernel(kernel: str, precision: str, d_head: int, config: triton.Conf
         stack_bytes=int(found[2]),
         local_accesses=opcodes["LDL"] + opcodes["STL"],
         shared_bytes=compiled.metadata.shared,
-        estimated_shared_bytes=_configs.shared_bytes(constants, config.num_stages, _itemsize(precision), capability),
         instructions=dict(opcodes),
     )
 
 
-def _itemsize(precision: str) -> int:
-    return 4 if precision in ("fp32", "tf32") else 2
-
-
 def compile_all(
-    d_heads: Sequence[int] = (64, 128),
-    capabilities: Sequence[int] = CAPABILITIES,
-    first_only: bool = False,
-    precisions: Sequence[str] = PRECISIONS,
-    shared_limit: int | None = None,
+    d_heads: Sequence[int] = (64, 128), capabilities: Sequence[int] = CAPABILITIES, first_only: bool = False
 ) -> Iterator[Compiled]:
-    """Compile every kernel in every precision; ``first_only`` takes one configuration of each, not all.
-
-    With ``shared_limit``, only those that would be launched on a card with so many bytes of shared memory a block.
-    """
+    """Compile every kernel; ``first_only`` takes one configuration of each, not all."""
     for kernel in KERNELS:
-        for precision in precisions:
-            for d_head in d_heads:
-                for capability in capabilities:
-                    configs = _configs.configs(kernel, precision)
-                    if shared_limit is not None:
-                        blocks = _configs.flags(precision, d_head)
-                        configs = _configs.fitting(configs, blocks, _itemsize(precision), shared_limit, capability)
-                    for config in configs[2:3] if first_only else configs:
-                        yield compile_kernel(kernel, precision, d_head, config, capability)
+        for d_head in d_heads:
+            for capability in capabilities:
+                configs = _configs.configs(kernel)
+                for config in configs[2:3] if first_only else configs:
+                    yield compile_kernel(kernel, d_head, config, capability)
 
 
 def _disassemble(cubin: bytes) -> tuple[str, str]:
@@ -154,24 +132,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--first-only", action="store_true", help="one configuration of each, not all")
     parser.add_argument("--d-head", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--capability", type=int, nargs="+", default=list(CAPABILITIES))
-    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--shared-limit", type=int, help="only what fits so many bytes of shared memory")
     args = parser.parse_args(argv)
-    for c in compile_all(args.d_head, args.capability, args.first_only, args.precision, args.shared_limit):
+    for c in compile_all(args.d_head, args.capability, args.first_only):
         if args.json:
             print(json.dumps(asdict(c)), flush=True)
             continue
         blocks = " ".join(f"{name[6:]}={size}" for name, size in c.blocks.items())
         print(
-            f"{c.kernel:8} {c.precision} d_head {c.d_head:3} sm_{c.capability} {blocks:18} warps {c.num_warps} "
+            f"{c.kernel:8} d_head {c.d_head:3} sm_{c.capability} {blocks:24} warps {c.num_warps} "
             f"stages {c.num_stages}: registers {c.registers:3}, stack {c.stack_bytes:4} B, "
-            f"shared {c.shared_bytes / 1024:5.1f} KiB, {_product_instructions(c)}",
+            f"shared {c.shared_bytes / 1024:5.1f} KiB, {c.instructions['FFMA']} FFMA",
             flush=True,
         )
-
-
-def _product_instructions(compiled: Compiled) -> str:
-    return ", ".join(f"{n} {op}" for op in ("HGMMA", "HMMA", "FFMA") if (n := compiled.instructions.get(op, 0)))
 
 
 if __name__ == "__main__":

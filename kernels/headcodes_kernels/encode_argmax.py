@@ -11,14 +11,15 @@ import triton
 from torch import Tensor
 
 from headcodes_kernels import _configs
-from headcodes_kernels._encode_argmax import encode_argmax_kernel, encode_argmax_unfolded_kernel
+from headcodes_kernels._encode_argmax import NARROW, encode_argmax_kernel, encode_argmax_unfolded_kernel
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Latents in a row of weights are padded to this, so that the compiler may load 16 bytes at a time.
-LATENT_MULTIPLE = 16
+# Rows of weights padded to this many latents lie so that the compiler may load 16 bytes at a time; of these, the kernel
+# looks at the first LATENT_MULTIPLE of a whole number that hold the real ones.
+ROW_MULTIPLE = 16
+LATENT_MULTIPLE: int = NARROW.value
 # Ampere: the oldest that the kernels are compiled for in the tests.
 _LEAST_CAPABILITY = 8
 
@@ -26,11 +27,7 @@ _KERNELS = {
     "folded": (encode_argmax_kernel, ["d_head", "d_sae", "N_CLASS"]),
     "unfolded": (encode_argmax_unfolded_kernel, ["d_head", "d_model", "d_sae", "N_CLASS"]),
 }
-_tuned = {
-    (name, precision): _configs.autotune(_configs.configs(name, precision), key)(kernel)
-    for name, (kernel, key) in _KERNELS.items()
-    for precision in _DTYPES
-}
+_tuned = {name: _configs.autotune(_configs.configs(name), key)(kernel) for name, (kernel, key) in _KERNELS.items()}
 
 
 def interpreted() -> bool:
@@ -59,19 +56,17 @@ def encode_argmax(
     bias: Float[Tensor, "*n_sae n_component d_sae"],
     *,
     dead: int = -1,
-    precision: str = "fp32",
     out: Int[Tensor, "*n_sae n_prompt n_component"] | None = None,
 ) -> Int[Tensor, "*n_sae n_prompt n_component"]:
     """Return ``argmax_s relu(z[n, c] @ weight[c, :, s] + bias[c, s])`` as int32, ties to the lowest latent.
 
     Args:
-        z: activations of any float dtype, innermost stride 1; rounded to the product's dtype when loaded.
-        weight: folded weights, ``W_O[c] @ W_enc``, of the product's dtype; one leading dimension more for several
-            autoencoders in one launch. Where d_sae is no multiple of 16 it is copied into padded rows first: avoid
-            that by padding it, and ``bias``, with zeros.
+        z: activations of any float dtype, innermost stride 1.
+        weight: folded weights, ``W_O[c] @ W_enc``, fp32; one leading dimension more for several autoencoders in one
+            launch. Where d_sae is no multiple of 8 it is copied into padded rows first: avoid that by padding it, and
+            ``bias``, with zeros. Rows whose stride is a multiple of 16 load fastest.
         bias: fp32.
         dead: the code of a row whose latents are all zero or below.
-        precision: "fp32" (IEEE products), "tf32" (fp32 tensors), "bf16" or "fp16". Sums are fp32.
         out: where to write, int32, contiguous.
 
     Returns:
@@ -83,7 +78,7 @@ def encode_argmax(
     """
     many = weight.ndim == 4
     weight, bias = (weight, bias) if many else (weight[None], bias[None])
-    _check(precision, z, {"weight": weight}, bias)
+    _check(z, weight=weight, bias=bias)
     n_prompt, n_component, d_head = z.shape
     n_sae, d_sae = weight.shape[0], weight.shape[-1]
     if tuple(weight.shape) != (n_sae, n_component, d_head, d_sae):
@@ -94,8 +89,8 @@ def encode_argmax(
     _check_bias(bias, (n_sae, n_component, d_sae))
     codes = _codes(out, many, (n_sae, n_prompt, n_component), z.device)
     if codes.numel():
-        weight = _padded(weight)
-        _launch("folded", precision, z, [weight], _padded(bias), codes, [d_head, weight.shape[-1]], dead)
+        weight, bias = _padded(weight), _padded(bias)
+        _launch("folded", z, [weight], bias, codes, [d_head, weight.shape[-1]], dead)
     return codes if many else codes[0]
 
 
@@ -106,16 +101,15 @@ def encode_argmax_unfolded(
     bias: Float[Tensor, "*n_sae n_component d_sae"],
     *,
     dead: int = -1,
-    precision: str = "fp32",
     out: Int[Tensor, "*n_sae n_prompt n_component"] | None = None,
 ) -> Int[Tensor, "*n_sae n_prompt n_component"]:
     """Return ``argmax_s relu((z[n, c] @ W_O[c]) @ W_enc[:, s] + bias[c, s])``, which suits few prompts.
 
-    As `encode_argmax`; ``W_O`` and ``W_enc`` have the product's dtype, and ``z @ W_O`` is rounded to it in between.
+    As `encode_argmax`; ``W_O`` and ``W_enc`` are fp32.
     """
     many = W_enc.ndim == 3
     W_enc, bias = (W_enc, bias) if many else (W_enc[None], bias[None])
-    _check(precision, z, {"W_O": W_O, "W_enc": W_enc}, bias)
+    _check(z, W_O=W_O, W_enc=W_enc, bias=bias)
     n_prompt, n_component, d_head = z.shape
     n_sae, d_model, d_sae = W_enc.shape
     if tuple(W_O.shape) != (n_component, d_head, d_model):
@@ -125,14 +119,12 @@ def encode_argmax_unfolded(
     _check_bias(bias, (n_sae, n_component, d_sae))
     codes = _codes(out, many, (n_sae, n_prompt, n_component), z.device)
     if codes.numel():
-        W_enc = _padded(W_enc)
-        _launch("unfolded", precision, z, [W_O, W_enc], _padded(bias), codes, [d_head, d_model, W_enc.shape[-1]], dead)
+        _launch("unfolded", z, [W_O, W_enc], bias, codes, [d_head, d_model, d_sae], dead)
     return codes if many else codes[0]
 
 
 def _launch(
     kernel: str,
-    precision: str,
     z: Tensor,
     weights: list[Tensor],
     bias: Tensor,
@@ -145,7 +137,7 @@ def _launch(
     strides = [stride for tensor in (z, *weights, bias) for stride in tensor.stride()[:-1]]
     # The device of the tensors, not the current one: Triton launches on the current one.
     with torch.cuda.device_of(z):
-        _tuned[kernel, precision][lambda blocks: (triton.cdiv(n_prompt, blocks["BLOCK_N"]) * n_component * n_sae,)](
+        _tuned[kernel][lambda blocks: (triton.cdiv(n_prompt, blocks["BLOCK_N"]) * n_component * n_sae,)](
             z,
             *weights,
             bias,
@@ -156,7 +148,6 @@ def _launch(
             *widths,
             *strides,
             dead,
-            **_configs.flags(precision, widths[0]),
             N_CLASS=_prompt_class(n_prompt),
         )
 
@@ -166,19 +157,15 @@ def _prompt_class(n_prompt: int) -> int:
     return int(min(1024, max(16, triton.next_power_of_2(n_prompt))))
 
 
-def _check(precision: str, z: Tensor, weights: dict[str, Tensor], bias: Tensor) -> None:
-    if precision not in _DTYPES:
-        raise ValueError(f"precision must be one of {', '.join(_DTYPES)}; got {precision!r}")
+def _check(z: Tensor, **weights: Tensor) -> None:
     if z.ndim != 3 or not z.is_floating_point():
         raise ValueError(f"z must be float [n_prompt, n_component, d_head]; got {z.dtype} {list(z.shape)}")
     if z.device.type != "cuda" and not interpreted():
         raise ValueError(f"the kernels run on CUDA tensors; got z on {z.device}")
     for name, tensor in weights.items():
-        if tensor.dtype != _DTYPES[precision]:
-            raise ValueError(f"precision {precision!r} needs {name} of {_DTYPES[precision]}; got {tensor.dtype}")
-    if bias.dtype != torch.float32:
-        raise ValueError(f"bias must be torch.float32; got {bias.dtype}")
-    for name, tensor in {"z": z, **weights, "bias": bias}.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} must be torch.float32; got {tensor.dtype}")
+    for name, tensor in {"z": z, **weights}.items():
         if tensor.device != z.device:
             raise ValueError(f"{name} must be on z's device, {z.device}; got {tensor.device}")
         if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
@@ -205,5 +192,8 @@ def _codes(out: Tensor | None, many: bool, shape: tuple[int, int, int], device: 
 
 
 def _padded(x: Tensor) -> Tensor:
-    missing = -x.shape[-1] % LATENT_MULTIPLE
-    return torch.nn.functional.pad(x, (0, missing)) if missing else x
+    """Return rows with a whole number of narrow tiles, of zeros where there was nothing: they win over nothing."""
+    n = x.shape[-1]
+    if n % LATENT_MULTIPLE == 0:
+        return x
+    return torch.nn.functional.pad(x, (0, -n % ROW_MULTIPLE))[..., : n + -n % LATENT_MULTIPLE]

@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 
 BACKENDS = ("auto", "torch", "triton")
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 DEAD = -1
 
 # Elements of the largest intermediate of the torch backend: 4 MiB in fp32. Times are flat from a tenth of it to
 # thirty times as much (docs/performance.md).
 TILE_ELEMENTS = 1 << 20
-# Bytes of folded weights held at once on a GPU; more are folded and encoded part by part.
+# Bytes of heads' weights in fp32, as they are or folded, held at once on a GPU; more are encoded part by part.
 FOLDED_BYTES = 1 << 31
 # What a backend writes for a row whose largest latent is no finite number; never handed to a caller.
 NOT_FINITE = -(2**31)
@@ -40,7 +39,6 @@ def encode(
     scale: float | Float[Tensor, "*n_sae n_component"] | None = None,
     dead: int = DEAD,
     backend: str = "auto",
-    precision: str = "fp32",
 ) -> Int[Tensor, "*n_sae n_prompt n_component"]:
     """Return each head's code on each prompt: the strongest of ``relu((x - b_dec) @ W_enc + b_enc)``.
 
@@ -48,7 +46,8 @@ def encode(
     residual stream, [d_model]. It is never stored: the encoder is applied through ``W_O @ W_enc`` per head, or tile
     by tile, whichever `folding_pays` says. Since ``scale`` is positive, ``z @ W_O @ W_enc`` plus
     ``(b_enc - b_dec @ W_enc) / scale - shift @ W_enc`` has the same largest latent and the same sign, and that is
-    what is computed.
+    what is computed, in fp32: with products of rounded numbers one code in a hundred is another, and what a GPU would
+    save is a few thousandths of a discovery (docs/performance.md).
 
     Args:
         activations: ``z`` [n_prompt, n_component, d_head] and ``W_O`` [n_component, d_head, d_model], of any float
@@ -61,8 +60,6 @@ def encode(
             such a row looks like latent 0).
         backend: "torch", "triton", or "auto": ``HEADCODES_BACKEND`` if set, else Triton on CUDA tensors where it
             can be imported and can compile, else torch. A named backend is used or refused, never replaced.
-        precision: of the products' inputs; sums are fp32. "fp32" is the truth the others are measured against;
-            "tf32" needs the triton backend.
 
     Returns:
         int32 [n_prompt, n_component] on the activations' device; for a sequence of autoencoders
@@ -80,16 +77,10 @@ def encode(
     _check_shapes(z, W_O, saes)
     if dead not in (-1, 0):
         raise HeadcodesError("dead must be -1 or 0", repr(dead), "Use -1 unless you reproduce the published recipe.")
-    if precision not in PRECISIONS:
-        raise HeadcodesError(f"precision must be one of {', '.join(PRECISIONS)}", repr(precision), "Use 'fp32'.")
     chosen = resolve_backend(backend, z.device)
     if chosen == "torch" and backend == "auto" and z.device.type == "cuda" and not os.environ.get("HEADCODES_BACKEND"):
         reason = _why_not_triton(z.device)
         warnings.warn(f"encoding runs in torch, more slowly than in Triton: {reason}", HeadcodesWarning, stacklevel=2)
-    if precision == "tf32" and chosen == "torch":
-        raise HeadcodesError(
-            "precision 'tf32' must have the triton backend", f"backend {chosen!r}", "Use 'fp32' or 'bf16'."
-        )
 
     n_prompt, n_component, d_head = z.shape
     d_model, d_sae = saes[0].W_enc.shape
@@ -101,12 +92,12 @@ def encode(
     ]
     fold = folding_pays(n_prompt, d_head, d_model, d_sae)
     if chosen == "triton":
-        codes = _encode_triton(z, W_O, encoders, dead=dead, precision=precision, fold=fold)
+        codes = _encode_triton(z, W_O, encoders, dead=dead, fold=fold)
     else:
         codes = torch.empty(len(saes), n_prompt, n_component, dtype=torch.int32, device=z.device)
         tiles = _folded_tiles if fold else _unfolded_tiles
         for encoder, out in zip(encoders, codes, strict=True):
-            _running_argmax(tiles(z, W_O, encoder, precision), dead, out)
+            _running_argmax(tiles(z, W_O, encoder), dead, out)
     _check_finite(codes)
     return codes if isinstance(sae, Sequence) else codes[0]
 
@@ -244,43 +235,36 @@ def _steps(total: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, total))
 
 
-def _rounded(x: Tensor, precision: str) -> Tensor:
-    """Round to the product's precision and return fp32: products of rounded numbers, summed in fp32."""
-    low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    return x.float() if low is None else x.to(low).float()
-
-
-def _folded_tiles(z: Tensor, W_O: Tensor, encoder: _Encoder, precision: str) -> Iterator[_Tile]:
+def _folded_tiles(z: Tensor, W_O: Tensor, encoder: _Encoder) -> Iterator[_Tile]:
     n_prompt, n_component, d_head = z.shape
     d_model, d_sae = encoder.W_enc.shape
     n_rows = max(1, min(n_prompt, 2048))
     n_latents = min(d_sae, max(128, TILE_ELEMENTS // n_rows))
     n_heads = max(1, TILE_ELEMENTS // max(n_latents * max(n_rows, d_head), d_head * d_model))
-    W_enc = _rounded(encoder.W_enc, precision)
     for heads in _steps(n_component, n_heads):
-        rows = _rounded(W_O[heads], precision).reshape(-1, d_model)
+        rows = W_O[heads].float().reshape(-1, d_model)
         for latents in _steps(d_sae, n_latents):
-            folded = _rounded(rows @ W_enc[:, latents], precision).view(-1, d_head, latents.stop - latents.start)
+            folded = (rows @ encoder.W_enc[:, latents]).view(-1, d_head, latents.stop - latents.start)
             offset = encoder.bias(heads, latents)[:, None]
             for prompts in _steps(n_prompt, n_rows):
-                z_tile = _rounded(z[prompts, heads], precision).transpose(0, 1)
+                z_tile = z[prompts, heads].float().transpose(0, 1)
                 yield heads, prompts, latents.start, torch.baddbmm(offset, z_tile, folded)
 
 
-def _unfolded_tiles(z: Tensor, W_O: Tensor, encoder: _Encoder, precision: str) -> Iterator[_Tile]:
+def _unfolded_tiles(z: Tensor, W_O: Tensor, encoder: _Encoder) -> Iterator[_Tile]:
     n_prompt, n_component, d_head = z.shape
     d_model, d_sae = encoder.W_enc.shape
     n_latents = min(d_sae, 4096)
     width = max(d_model, n_latents)
     n_rows = max(1, min(n_prompt, TILE_ELEMENTS // width))
     n_heads = max(1, TILE_ELEMENTS // (width * max(n_rows, d_head)))
-    W_enc = _rounded(encoder.W_enc, precision)
     for heads in _steps(n_component, n_heads):
-        out = _rounded(W_O[heads], precision)
+        out = W_O[heads].float()
         for prompts in _steps(n_prompt, n_rows):
-            x = _rounded(torch.bmm(_rounded(z[prompts, heads], precision).transpose(0, 1), out), precision)
+            x = torch.bmm(z[prompts, heads].float().transpose(0, 1), out)
             for latents in _steps(d_sae, n_latents):
-                yield heads, prompts, latents.start, x @ W_enc[:, latents] + encoder.bias(heads, latents)[:, None]
+                bias = encoder.bias(heads, latents)[:, None]
+                yield heads, prompts, latents.start, x @ encoder.W_enc[:, latents] + bias
 
 
 def _running_argmax(tiles: Iterator[_Tile], dead: int, codes: Int[Tensor, "n_prompt n_component"]) -> None:
@@ -297,27 +281,28 @@ def _running_argmax(tiles: Iterator[_Tile], dead: int, codes: Int[Tensor, "n_pro
 
 
 def _encode_triton(
-    z: Tensor, W_O: Tensor, encoders: list[_Encoder], *, dead: int, precision: str, fold: bool
+    z: Tensor, W_O: Tensor, encoders: list[_Encoder], *, dead: int, fold: bool
 ) -> Int[Tensor, "n_sae n_prompt n_component"]:
-    from headcodes_kernels.encode_argmax import LATENT_MULTIPLE, encode_argmax, encode_argmax_unfolded
+    from headcodes_kernels.encode_argmax import LATENT_MULTIPLE, ROW_MULTIPLE, encode_argmax, encode_argmax_unfolded
 
     n_prompt, n_component, d_head = z.shape
     d_sae = encoders[0].W_enc.shape[1]
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     everything = slice(None)
     bias = torch.stack([e.bias(everything, everything).expand(n_component, d_sae) for e in encoders])
-    W_enc = torch.stack([encoder.W_enc for encoder in encoders]).to(dtype)
+    W_enc = torch.stack([encoder.W_enc for encoder in encoders])
     # Latents that are always 0 never win. Adding them here costs less than it would to pad the folded weights.
-    W_enc, bias = (torch.nn.functional.pad(x, (0, -d_sae % LATENT_MULTIPLE)) for x in (W_enc, bias))
+    W_enc, bias = (torch.nn.functional.pad(x, (0, -d_sae % ROW_MULTIPLE)) for x in (W_enc, bias))
+    looked_at = slice(d_sae + -d_sae % LATENT_MULTIPLE)
     n_sae, d_model, d_sae = W_enc.shape
-    if not fold:
-        return encode_argmax_unfolded(z, W_O.to(dtype), W_enc, bias, dead=dead, precision=precision)
     codes = torch.empty(n_sae, n_prompt, n_component, dtype=torch.int32, device=z.device)
-    step = max(1, FOLDED_BYTES // (n_sae * d_head * d_sae * dtype.itemsize))
+    step = max(1, FOLDED_BYTES // (4 * d_head * max(n_sae * d_sae * fold, d_model)))
     for heads in _steps(n_component, step):
-        rows = W_O[heads].to(dtype).reshape(-1, d_model)
-        folded = torch.matmul(rows, W_enc).view(n_sae, -1, d_head, d_sae)
-        codes[:, :, heads] = encode_argmax(z[:, heads], folded, bias[:, heads], dead=dead, precision=precision)
+        weights, z_part, bias_part = W_O[heads].float(), z[:, heads], bias[:, heads, looked_at]
+        if fold:
+            folded = torch.matmul(weights.reshape(-1, d_model), W_enc).view(n_sae, -1, d_head, d_sae)
+            codes[:, :, heads] = encode_argmax(z_part, folded[..., looked_at], bias_part, dead=dead)
+        else:
+            codes[:, :, heads] = encode_argmax_unfolded(z_part, weights, W_enc[..., looked_at], bias_part, dead=dead)
     return codes
 
 
