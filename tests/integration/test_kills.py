@@ -72,8 +72,8 @@ class Started:
         return self.process.returncode, out, err
 
     def left_over(self) -> list[str]:
-        """Return the processes that outlive it by more than they need to find out."""
-        until = time.monotonic() + 60
+        """Return the processes that outlive it by more than they need to find out; Ray's take minutes when busy."""
+        until = time.monotonic() + 300
         while True:
             found = []
             for folder in Path("/proc").glob("[0-9]*"):

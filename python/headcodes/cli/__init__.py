@@ -56,10 +56,10 @@ def main() -> None:
 def _run() -> None:
     warnings.simplefilter("always", HeadcodesWarning)
     warnings.showwarning = _show_warning
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # not every terminal has every letter of a prompt
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # not every terminal has every letter of a prompt
         app()
     except HeadcodesError as error:
         _complain(str(error), 2, error)
