@@ -88,7 +88,7 @@ test-slow: setup
 	$(PYTEST) -m slow
 
 # Where tests meet other people's libraries, with the oldest and with the newest releases that pyproject.toml allows.
-MEETING := tests/unit/models tests/unit/activations tests/unit/interventions tests/unit/methods tests/unit/circuit \
+MEETING := tests/unit/models tests/unit/activations tests/unit/interventions tests/unit/methods tests/unit/circuit tests/unit/scan/test_scan_plan.py \
   tests/unit/report tests/integration/test_discovery.py tests/integration/test_discovery_seeds.py tests/real/test_discover.py
 # Without a GPU, torch is in both the release whose CPU build is at hand.
 AT_HAND := $(if $(CONSTRAINTS),$(shell grep ^torch= $(LOCK)))

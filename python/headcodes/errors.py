@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
 _MAX_GOT = 600
+# What pydantic says in the words of Python, in those of files.
+_OF_FILES = {"missing": "be there", "model_type": "be an object", "dict_type": "be an object"}
+_OF_FILES |= {"list_type": "be a list", "tuple_type": "be a list"}
 
 
 class HeadcodesError(ValueError):
@@ -32,6 +40,24 @@ def missing_package(package: str, purpose: str, requirement: str | None = None) 
         "an installation without it",
         f"pip install {requirement or package}",
     )
+
+
+def unlike_schema(fault: Mapping[str, Any], of: str, mend: str) -> HeadcodesError:
+    """Return the error for data from elsewhere that do not follow their schema.
+
+    Args:
+        fault: what pydantic found: a row of ``ValidationError.errors()``.
+        of: what holds the data: "a circuit file".
+        mend: how to mend it.
+    """
+    place = ".".join(map(str, fault["loc"]))
+    said = re.sub(r"^(\w+ should|Value error,) | after validation.*", "", fault["msg"], flags=re.DOTALL)
+    try:
+        got = "nothing" if fault["type"] == "missing" else reprlib.repr(fault["input"])
+    except ValueError:  # a number of too many digits to be shown
+        got = f"a {type(fault['input']).__name__}"
+    must = f"'{place}' of {of}" if place else of
+    return HeadcodesError(f"{must} must {_OF_FILES.get(fault['type'], said)}", got, mend)
 
 
 class HeadcodesWarning(UserWarning):

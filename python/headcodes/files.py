@@ -14,9 +14,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, unlike_schema
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    Model = TypeVar("Model", bound=BaseModel)
 
 # Limits of files from elsewhere; docs/safety.md states them.
 MAX_BYTES = 1 << 30
@@ -290,6 +295,20 @@ def read_json(path: Path | str, what: str, mend: str, max_bytes: int = MAX_BYTES
             of a surrogate pair, which no text holds.
     """
     return parse_json(read_text(path, what, mend, max_bytes), path, what, mend)
+
+
+def checked(schema: type[Model], data: Any, of: str, mend: str) -> Model:
+    """Return what was read as its schema has it; ``of`` and ``mend`` as ``unlike_schema`` takes them.
+
+    Raises:
+        HeadcodesError: it does not follow the schema; the message names the first place that does not.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return schema.model_validate(data)
+    except ValidationError as error:
+        raise unlike_schema(error.errors(include_url=False)[0], of, mend) from error
 
 
 def parse_json(text: str, path: Path | str, what: str, mend: str) -> Any:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
-from typing import Any, Literal, get_type_hints
+from typing import Literal, get_type_hints
 
 from headcodes.errors import HeadcodesError
 
@@ -115,12 +115,6 @@ def _types(settings: type[SharedSettings]) -> dict[str, type]:
 SHARED = tuple(_types(SharedSettings))
 # Name -> type in files. What names the run stands first; a revision, a negative and a projection may be None too.
 SETTINGS = {name: kind for name, kind in _types(Settings).items() if name not in SHARED} | _types(SharedSettings)
-
-
-def json_schema(settings: type[SharedSettings]) -> dict[str, dict[str, Any]]:
-    """Return each field's JSON schema (2020-12)."""
-    names, types = {int: "integer", str: "string", bool: "boolean"}, _types(settings)
-    return {each.name: {"type": names[types[each.name]], **each.metadata} for each in fields(settings)}
 
 
 # How many heads are patched exactly: so many; "auto": in rank order until no more are confirmed; None: none.

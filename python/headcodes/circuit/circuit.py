@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headcodes.errors import HeadcodesError
-from headcodes.files import atomic_write, read_json, reading, reason_of
+from headcodes.files import atomic_write, checked, read_json, reading
 from headcodes.graph import Part, head_mask, head_name, parse_head, parse_part, split_slot, stage
 
 if TYPE_CHECKING:
@@ -256,48 +255,22 @@ class Circuit:
             HeadcodesError: another schema, a missing field, a field of the wrong kind, or what ``Circuit``
                 refuses.
         """
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA or data.get("kind") != "circuit":
-            got = f"schema {data.get('schema')!r}, kind {data.get('kind')!r}" if isinstance(data, dict) else "no object"
-            raise HeadcodesError(
-                f"a circuit file must be a JSON object with schema {SCHEMA} and kind 'circuit'",
-                got,
-                "Give a circuit.json that headcodes wrote; headcodes export reads other tools' files.",
-            )
-        try:
-            edges: list[tuple[str, str]] = []
-            edge_scores: dict[tuple[str, str], float] = {}
-            for rows, is_chosen in ((data["edges"], True), (data.get("other_edges", []), False)):
-                for source, destination, score in rows:
-                    edge = (_kind(source, str), _kind(destination, str))
-                    if is_chosen:
-                        edges.append(edge)
-                    if score is not None:
-                        edge_scores[edge] = float(_kind(score, int, float))
-            json.dumps(data.get("meta"), allow_nan=False)  # what could not be written again
-            return cls(
-                n_layers=_kind(data["n_layers"], int),
-                n_heads=_kind(data["n_heads"], int),
-                nodes=tuple(_kind(name, str) for name in data["nodes"]),
-                edges=tuple(edges),
-                node_scores={name: float(_kind(its, int, float)) for name, its in data.get("node_scores", {}).items()},
-                edge_scores=edge_scores,
-                d_model=_kind(data.get("d_model"), int, type(None)),
-                parallel_attn_mlp=_kind(data.get("parallel_attn_mlp", False), bool),
-                model=_kind(data.get("model", ""), str),
-                task=_kind(data.get("task", ""), str),
-                method=_kind(data.get("method", ""), str),
-                meta=_kind(data.get("meta", {}), dict),
-                effects={name: _effect(row) for name, row in _kind(data.get("effects", {}), dict).items()},
-                edge_scores_file=_kind(data.get("edge_scores_file"), str, type(None)),
-            )
-        except HeadcodesError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            raise HeadcodesError(
-                "a circuit file must follow the schema of docs/circuit-json.md",
-                reason_of(error),
-                "Mend the file, or write it again.",
-            ) from error
+        from headcodes.circuit.schema import CircuitFile
+
+        mend = "docs/circuit-json.md has the form; headcodes export reads other tools' files."
+        found = checked(CircuitFile, data, "a circuit file", mend)
+        rows = [*found.edges, *found.other_edges]
+        as_they_are = {"d_model", "parallel_attn_mlp", "model", "task", "method", "meta", "edge_scores_file"}
+        return cls(
+            n_layers=found.n_layers,
+            n_heads=found.n_heads,
+            nodes=tuple(found.nodes),
+            edges=tuple((source, destination) for source, destination, _ in found.edges),
+            node_scores=found.node_scores,
+            edge_scores={(source, destination): score for source, destination, score in rows if score is not None},
+            effects=data.get("effects", {}),
+            **{name: getattr(found, name) for name in as_they_are},
+        )
 
     def to_json(self, path: Path | str) -> None:
         """Write ``circuit.json``, whole or not at all."""
@@ -332,16 +305,3 @@ class Circuit:
         with reading("a dataset repository of the Hub must hold circuit.json", repo, "Check owner/name and HF_TOKEN."):
             path = hf_hub_download(repo, "circuit.json", repo_type="dataset", revision=revision, token=token)
         return cls.from_json(path)
-
-
-def _effect(row: Any) -> Any:
-    if not all(math.isfinite(_kind(_kind(row, dict)[name], int, float)) for name in ("effect", "low", "high")):
-        raise ValueError(f"effect, low and high of {reprlib.repr(row)} should be finite")
-    return row
-
-
-def _kind(value: Any, *kinds: type) -> Any:
-    # bool is an int to Python, never to a reader of the file.
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise TypeError(f"{reprlib.repr(value)} should be {' or '.join(kind.__name__ for kind in kinds)}")
-    return value

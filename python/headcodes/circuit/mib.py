@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from math import isnan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
-from headcodes.files import atomic_write, read_json, reading, reason_of
+from headcodes.files import atomic_write, checked, read_json, reading
 from headcodes.graph import Graph, parse_head, parse_part, split_slot
 
 _MOST_EDGES = 20_000_000
@@ -93,36 +92,20 @@ def from_mib(data: Any, *, model: str = "", task: str = "", method: str = "") ->
     Raises:
         HeadcodesError: not such a graph.
     """
-    try:
-        cfg = data["cfg"]
-        nodes: dict[str, Any] = data["nodes"]
-        edges = {tuple(name.split("->")): row for name, row in data["edges"].items()}
-        return Circuit(
-            n_layers=_whole(cfg["n_layers"]),
-            n_heads=_whole(cfg["n_heads"]),
-            d_model=_whole(cfg["d_model"]),
-            parallel_attn_mlp=bool(cfg["parallel_attn_mlp"]),
-            nodes=tuple(name for name, row in nodes.items() if row["in_graph"]),
-            edges=tuple(edge for edge, row in edges.items() if row["in_graph"]),
-            # MIB writes NaN for a node that has no score.
-            node_scores={
-                name: float(row["score"])
-                for name, row in nodes.items()
-                if row.get("score") is not None and not np.isnan(row["score"])
-            },
-            edge_scores={edge: float(row["score"]) for edge, row in edges.items()},
-            model=model,
-            task=task,
-            method=method,
-        )
-    except HeadcodesError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-        raise HeadcodesError(
-            "a MIB graph must be an object with cfg, nodes and edges",
-            reason_of(error),
-            "Give the file that Graph.to_json of EAP-IG wrote.",
-        ) from error
+    from headcodes.circuit.schema import MibGraph
+
+    graph = checked(MibGraph, data, "a MIB graph", "Give the file that Graph.to_json of EAP-IG wrote.")
+    edges = {(source, end): row for name, row in graph.edges.items() for source, end in [name.split("->")]}
+    return Circuit(
+        **vars(graph.cfg),
+        nodes=tuple(name for name, row in graph.nodes.items() if row.in_graph),
+        edges=tuple(edge for edge, row in edges.items() if row["in_graph"]),
+        node_scores={name: row.score for name, row in graph.nodes.items() if not isnan(row.score)},
+        edge_scores={edge: row["score"] for edge, row in edges.items()},
+        model=model,
+        task=task,
+        method=method,
+    )
 
 
 def write_mib(circuit: Circuit, path: Path | str) -> None:
@@ -301,12 +284,6 @@ def filled_graph(circuit: Circuit) -> tuple[Callable[[str, str], float], Callabl
         return source in members and (name == "logits" or name in members)
 
     return (own if beyond_pairs((*circuit.edge_scores, *circuit.edges)) else made), member
-
-
-def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r} should be a whole number")
-    return value
 
 
 def _write_json(path: Path | str, data: Any) -> None:

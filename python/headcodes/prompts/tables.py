@@ -1,4 +1,8 @@
-"""Rows of tables: JSON, JSON lines, CSV, TSV, Parquet, and data sets through the ``datasets`` library."""
+"""Rows of tables: JSON, JSON lines, CSV, TSV, Parquet, and data sets through the ``datasets`` library.
+
+No schema of pydantic's here, as other files from elsewhere have: a prompt file may name its columns as it likes, a
+broken row is to be left out and counted by its fault (``--skip-bad``), and all forms share one way from row to pair.
+"""
 
 from __future__ import annotations
 

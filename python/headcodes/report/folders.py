@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,33 +10,13 @@ import numpy as np
 
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
-from headcodes.files import read_json, reading
+from headcodes.files import checked, read_json, reading
 from headcodes.prompts.pairs import PromptPairs
 from headcodes.report.attention import load_attention
 from headcodes.report.curves import curves_of_evaluation, published_curves
 from headcodes.report.records import ARRAYS, RunRecord
 from headcodes.report.stores import read_store
-from headcodes.settings import SETTINGS, check_seeds
-
-_NUMBER = (int, float)
-# What result.json must hold; the rest may be missing, or null.
-_REQUIRED = frozenset(
-    {"model", "task", "negative", "method", "level", "seed", "n_layers", "n_heads", "head_scores", "circuit"}
-    | {"task_check", "timings_s", "versions"}
-)
-_KINDS: dict[str, tuple[type, ...]] = {
-    **{name: (kind,) for name, kind in SETTINGS.items()},
-    "bos_added": (bool,),
-    "n_layers": (int,),
-    "n_heads": (int,),
-    "layers_without_heads": (list,),
-    "head_scores": (list,),
-    "circuit": (dict,),
-    "task_check": (dict,),
-    "dead_share": _NUMBER,
-    "timings_s": (dict,),
-    "versions": (dict,),
-}
+from headcodes.settings import check_seeds
 
 
 def read_folder(folder: Path | str) -> RunRecord:
@@ -49,10 +28,12 @@ def read_folder(folder: Path | str) -> RunRecord:
     Raises:
         HeadcodesError: there is no result.json, or a file is damaged; the message names the file.
     """
+    from headcodes.report.schema import RunFile
+
     folder = Path(folder)
     path = folder / "result.json"
     document = read_json(path, "the result of a run", "Give a folder that `headcodes discover --out` wrote.")
-    _check(document, path)
+    checked(RunFile, document, str(path), "Write the run again.")
     must = "the files of a run must belong together and be whole"
     with reading(must, folder, "Write the run again with `headcodes discover --out`."):
         return _from_folder(folder, document)
@@ -60,6 +41,8 @@ def read_folder(folder: Path | str) -> RunRecord:
 
 def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
     from safetensors.numpy import load_file
+
+    from headcodes.report.schema import EvaluationFile
 
     scores = folder / "scores.safetensors"
     stored = load_file(scores) if scores.exists() else {}
@@ -69,13 +52,13 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
     scores_of_heads = np.array(document["head_scores"], dtype=np.float64).reshape(shape)
     circuit = Circuit.from_json(folder / "circuit.json")
     if judged.exists():
-        evaluation = read_json(judged, "an evaluation", "Write it again with `headcodes evaluate --out`.")
+        mend = "Write it again with `headcodes evaluate --out`."
+        evaluation = read_json(judged, "an evaluation", mend)
+        checked(EvaluationFile, evaluation, str(judged), mend)
         about = evaluation["circuit"]
         if (about["method"], about["n_heads_in_circuit"]) != (circuit.method, len(circuit.heads)):
             raise ValueError("evaluation.json is of another circuit than circuit.json")
         curves = curves_of_evaluation(evaluation, document["method"], scores_of_heads)
-        if not all(np.isfinite([*curve.x, *curve.y, *curve.low, *curve.high]).all() for curve in curves):
-            raise ValueError("not every number of the curves in evaluation.json is finite")
         if "head_effects" in (evaluation["truth"] or {}):
             arrays["causal_effects"] = np.array(evaluation["truth"]["head_effects"], dtype=np.float64)
     else:
@@ -118,25 +101,6 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
     if codes is not None and len(arrays.get("judged", codes)) != len(codes):
         raise ValueError(f"{len(arrays['judged'])} marks of judged prompts for {len(codes)} rows of codes")
     return record
-
-
-def _check(document: Any, path: Path) -> None:
-    if not isinstance(document, dict):
-        raise HeadcodesError(f"{path} must hold a JSON object", type(document).__name__, "Write the run again.")
-    for name, types in _KINDS.items():
-        value = document.get(name)
-        if value is None and name not in _REQUIRED:
-            continue
-        # bool is an int to Python, never to a reader of the file.
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            kind = " or ".join(kind.__name__ for kind in types)
-            raise HeadcodesError(f"'{name}' of {path} must be a {kind}", repr(value)[:80], "Write the run again.")
-    for name in ("task_check", "timings_s"):
-        for key, value in document[name].items():
-            if not isinstance(value, _NUMBER) or not abs(value) <= sys.float_info.max:
-                raise HeadcodesError(
-                    f"'{name}' of {path} must hold finite numbers", f"{key}: {value!r}"[:80], "Write the run again."
-                )
 
 
 def read_runs(sources: Iterable[RunRecord | Path | str]) -> list[RunRecord]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -13,14 +12,12 @@ from typing import Any
 
 from headcodes import methods, tasks
 from headcodes.errors import HeadcodesError
-from headcodes.files import MAX_DEPTH, checksum, read_text, reading
+from headcodes.files import checksum
 from headcodes.models.sources import exact_dtype
 from headcodes.prompts.files import parse_columns, source_checksum
 from headcodes.prompts.tables import SUFFIXES
 from headcodes.provenance import code_checksum, library_versions
-from headcodes.settings import MOST_SEED, SHARED, Settings, SharedSettings, json_schema, parse_seeds
-
-_MAX_BYTES = 1 << 20  # of a plan file
+from headcodes.settings import MOST_SEED, SHARED, Settings, SharedSettings, parse_seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,45 +129,14 @@ class Plan(SharedSettings):
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> Plan:
-        """Read a plan file (docs/scan.md); ``plan_schema`` is what it follows.
+        """Read a plan file (docs/scan.md); ``plan_file.PlanFile`` is its schema.
 
         Raises:
             HeadcodesError: the file cannot be read or does not follow the schema; the message names the line.
         """
-        import jsonschema
-        import yaml
+        from headcodes.scan.plan_file import read
 
-        mend = "docs/scan.md describes plans."
-        text = read_text(path, "a plan file", mend, max_bytes=_MAX_BYTES)
-        path = Path(path)
-        with reading("a plan file must be YAML", path, mend):
-            if _depth(text) > MAX_DEPTH:  # the library takes the square of it
-                raise HeadcodesError(
-                    f"a plan file must be nested at most {MAX_DEPTH} deep", f"{path}, nested deeper", mend
-                )
-            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-                # A few lines of them can stand for more than any memory holds.
-                raise HeadcodesError("a plan file must have no aliases", f"{path}, which has some", "Write it out.")
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
-            data = yaml.safe_load(text)
-            _refuse_twice(root, path)
-            json.dumps(data, ensure_ascii=False, default=str).encode()
-        validator = jsonschema.Draft202012Validator(plan_schema())
-        found = jsonschema.exceptions.best_match(validator.iter_errors(data))
-        if found is not None:
-            raise _schema_error(found, root, path)
-        try:
-            return cls(
-                models=tuple(_models_of(data["models"])),
-                tasks=tuple(_task_of(row) for row in data.get("tasks", ["ioi"])),
-                methods=tuple(data.get("methods", ["default"])),
-                seeds=tuple(parse_seeds(data.get("seeds", "0"))),
-                **{name: data[name] for name in PLAN_SETTINGS if name in data},
-            )
-        except HeadcodesError as error:
-            lines = (n for n, line in enumerate(text.splitlines(), start=1) if error.got.strip("'\"") in line)
-            where = f"{path}, line {line}: " if (line := next(lines, None)) else f"{path}: "
-            raise HeadcodesError(error.must, where + error.got, error.mend) from error
+        return read(path)
 
     @classmethod
     def from_lists(
@@ -214,58 +180,6 @@ class Plan(SharedSettings):
 PLAN_SETTINGS = (*SHARED, "prompt_seed", "stable")
 
 
-def plan_schema() -> dict[str, Any]:
-    """Return the JSON schema of plan files."""
-    text = {"type": "string", "minLength": 1}
-
-    def some(item: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "array", "minItems": 1, "items": item}
-
-    def one(**properties: Any) -> dict[str, Any]:
-        return {"type": "object", "additionalProperties": False, "properties": properties}
-
-    model = one(source=text, revisions=some(text)) | {"required": ["source"]}
-    prompts = one(id={"type": "string"}, negative={"type": "string"}, prompts=text)
-    seeds = {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$"}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "headcodes scan plan",
-        "required": ["models"],
-        **one(
-            models=some({"anyOf": [text, model]}),
-            tasks=some({"anyOf": [text, prompts | {"oneOf": [{"required": ["id"]}, {"required": ["prompts"]}]}]}),
-            methods=some({"type": "string"}),
-            seeds={"anyOf": [seeds, some({"type": "integer", "minimum": 0})]},
-            **{name: rule for name, rule in json_schema(Plan).items() if name in PLAN_SETTINGS}
-            | {"stable": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}},
-        ),
-    }
-
-
-def _depth(text: str) -> int:
-    """Return how deep the brackets of a text are nested at most, those in strings included."""
-    depth = deepest = 0
-    for mark in re.findall(r"[\[\]{}]", text):
-        depth += 1 if mark in "[{" else -1
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _models_of(rows: list[Any]) -> Iterator[tuple[str, str | None]]:
-    for row in rows:
-        if isinstance(row, str):
-            yield row, None
-        else:
-            for revision in row.get("revisions", [None]):
-                yield row["source"], revision
-
-
-def _task_of(row: Any) -> tuple[str, str | None]:
-    if isinstance(row, str):
-        return row, None
-    return row.get("id") or row["prompts"], row.get("negative")
-
-
 def _is_file(task: str) -> bool:
     return task.startswith("hf:") or Path(task).suffix.lower() in SUFFIXES
 
@@ -276,49 +190,6 @@ def _known(name: str, names: Any, what: str, where: str) -> str:
     close = difflib.get_close_matches(name, list(names), n=1)
     mend = f"Did you mean {close[0]!r}? " if close else ""
     raise HeadcodesError(f"a {what} of a plan must be a known one", repr(name), f"{mend}`{where}` lists them.")
-
-
-def _node_at(root: Any, path: list[Any]) -> Any:
-    """Return the YAML node that a path of keys and indices leads to."""
-    node = root
-    for step in path:
-        if isinstance(step, int):
-            node = node.value[step]
-        else:
-            node = next(value for key, value in node.value if key.value == step)
-    return node
-
-
-def _schema_error(found: Any, root: Any, path: Path) -> HeadcodesError:
-    node = _node_at(root, list(found.absolute_path)) if root is not None else None
-    got, mend = found.message, "docs/scan.md describes plans."
-    if found.validator == "additionalProperties" and node is not None:
-        known = list(found.schema["properties"])
-        key = next(key for key, _ in node.value if key.value not in known)
-        node, got = key, f"the unknown key {key.value!r}"
-        close = difflib.get_close_matches(key.value, known, n=1)
-        mend = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(known)}."
-    where = f"{path}, line {node.start_mark.line + 1}" if node is not None else f"{path}"
-    return HeadcodesError("a plan file must follow its schema", f"{where}: {got}", mend)
-
-
-def _refuse_twice(node: Any, path: Path) -> None:
-    """YAML keeps the last of two equal keys without a word; a plan should not."""
-    if node is None or isinstance(node.value, str):
-        return
-    seen: set[str] = set()
-    for child in node.value:
-        if not isinstance(child, tuple):
-            _refuse_twice(child, path)
-            continue
-        key, value = child
-        if key.value in seen:
-            line = key.start_mark.line + 1
-            raise HeadcodesError(
-                "a plan file must name every key once", f"{path}, line {line}: {key.value!r} again", "Leave one out."
-            )
-        seen.add(key.value)
-        _refuse_twice(value, path)
 
 
 @cache

@@ -83,8 +83,8 @@ def test_a_path_with_an_at_sign_is_a_path(tmp_path: Path) -> None:
     ("old", "new", "line", "says"),
     [
         ("n_prompts: 40", "n_promts: 40", 11, r"unknown key 'n_promts'.*Did you mean 'n_prompts'"),
-        ("n_prompts: 40", "n_prompts: forty", 11, "'forty' is not of type 'integer'"),
-        ("n_prompts: 40", "n_prompts: 0", 11, "minimum"),
+        ("n_prompts: 40", "n_prompts: forty", 11, "'n_prompts' of .* must be a valid integer; got 'forty'"),
+        ("n_prompts: 40", "n_prompts: 0", 11, "must be greater than or equal to 1; got 0"),
         ("n_prompts: 40", "methods: [paper]", 11, "'methods' again"),
         ("methods: [paper, default]", "methods: [papre]", 9, "Did you mean 'paper'"),
         ("  - ioi\n", "  - iou\n", 6, "Did you mean 'ioi'"),
@@ -94,6 +94,9 @@ def test_a_path_with_an_at_sign_is_a_path(tmp_path: Path) -> None:
         ("    revisions: [step1000, step2000]", "    revision: step1000", 4, "unknown key 'revision'.*'revisions'"),
         ("methods: [paper, default]", "methods: [paper", 10, ""),
         ("dtype: float32", "dtype: int8", 13, "int8"),
+        ("  - id: ioi\n", "  - prompts: a.csv\n    id: ioi\n", 7, "must name either 'id' or 'prompts'"),
+        ("source: EleutherAI/pythia-160m", "source: [a]", 3, r"'models\.1\.source' of .* must be a valid string"),
+        ("n_prompts: 40", "stable: 0", 11, "must be greater than 0"),
     ],
 )
 def test_a_typing_error_is_named_with_its_line(tmp_path: Path, old: str, new: str, line: int, says: str) -> None:
