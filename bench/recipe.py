@@ -14,7 +14,6 @@ from headcodes import load_model, metrics, tasks
 from headcodes.interventions.patch import causal_truth
 from headcodes.methods import code_sets
 from headcodes.methods.code_flip import flip_shares
-from headcodes.methods.contrast import N_MEASURED, changes
 from headcodes.methods.inputs import Inputs
 from headcodes.prompts.tokens import tokenize
 
@@ -33,7 +32,7 @@ def main(task_ids: list[str]) -> None:
         labels = causal_truth(exact, truth_tokens, pairs=32).labels(20)
         tokens = tokenize(task.build(model.tokenizer, n=N_TRUTH + N_PAIRS, seed=0)[N_TRUTH:], model.tokenizer)
         inputs = Inputs(model, tokens)
-        to_answer, to_stream = changes(model, tokens.subset(range(N_MEASURED)))
+        to_answer, to_stream = (part.numpy() for part in inputs.changes().values())
         mean = inputs.activations.z[:N_PAIRS].mean(0) - inputs.activations.z[N_PAIRS:].mean(0)
         mean_diff = torch.einsum("cd,cdm->cm", mean, inputs.activations.W_O.float()).norm(dim=-1).numpy()
         rows: dict[str, list[tuple[float, float]]] = {}

@@ -194,10 +194,10 @@ def explain(
     chosen = methods.get(method)
     chosen.check(level)
     stages = {"import": 0.0, "load": 0.0, "capture": 0.0, "train": 0.0, "encode": 0.0, "overlap": 0.0}
-    inputs.capture()
-    task_check = inputs.task_check
     confirms = stable is None and verify is not None and (verify != "auto" or chosen.confirmed)
     inputs.held_out = n_held_out(len(inputs.tokens)) if confirms else 0
+    inputs.capture(changes=chosen.measures_changes or (method == "default" and not inputs.gradient))
+    task_check = inputs.task_check
     seeds = _seeds_of(method, seeds)
     drawn = (seed,) if seeds is None else seeds
     found = None

@@ -82,7 +82,7 @@ def test_seeds_share_capture_training_encoding_and_all_else_they_can(
     model: Any, pairs: PromptPairs, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     from headcodes.codes import recipes
-    from headcodes.methods import attribution, contrast, inputs
+    from headcodes.methods import attribution, inputs
 
     calls: dict[str, int] = {}
 
@@ -95,15 +95,15 @@ def test_seeds_share_capture_training_encoding_and_all_else_they_can(
 
         monkeypatch.setattr(module, name, call)
 
-    counted(inputs, "capture")
+    # Which measures what contrast needs, too.
+    counted(inputs, "capture_pairs")
     counted(recipes, "normalisation")
     counted(recipes, "train_many")
     counted(recipes, "encode")
-    counted(contrast, "changes")
     counted(attribution, "products")
     headcodes.discover(model, pairs.head(8), method=method, seeds=range(3))
-    own = {"contrast": {"changes"}, "attribution": {"products"}, "hybrid": {"products"}}.get(method, set())
-    assert calls == dict.fromkeys({"capture", "normalisation", "train_many", "encode"} | own, 1)
+    own = {"attribution": {"products"}, "hybrid": {"products"}}.get(method, set())
+    assert calls == dict.fromkeys({"capture_pairs", "normalisation", "train_many", "encode"} | own, 1)
 
 
 def test_seeds_in_files(by_seeds: Any, tmp_path: Path) -> None:

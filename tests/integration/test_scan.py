@@ -38,7 +38,7 @@ def test_one_load_a_model_and_one_capture_a_set_of_prompts(
     from headcodes.scan import cells
 
     calls: list[str] = []
-    for module, name in ((cells, "_load"), (inputs, "capture")):
+    for module, name in ((cells, "_load"), (inputs, "capture_pairs")):
         made = getattr(module, name)
 
         def counted(*args: Any, made: Any = made, name: str = name, **kwargs: Any) -> Any:
@@ -48,10 +48,10 @@ def test_one_load_a_model_and_one_capture_a_set_of_prompts(
         monkeypatch.setattr(module, name, counted)
     rows = list(scan(planted_plan(), tmp_path))
     assert [row["status"] for row in rows] == ["done"] * 3
-    assert calls == ["_load", "capture"]
+    assert calls == ["_load", "capture_pairs"]
     assert results(tmp_path) == results(undisturbed)
     assert list(scan(planted_plan(), tmp_path)) == []
-    assert calls == ["_load", "capture"]
+    assert calls == ["_load", "capture_pairs"]
 
 
 def test_a_row_says_what_discover_says(undisturbed: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from headcodes import __version__
-from headcodes.activations.capture import HeadActivations, capture
+from headcodes.activations.capture import HeadActivations, Watch, capture_pairs
 from headcodes.files import cache_dir, checksum
 from headcodes.models.facts import facts_from_json
 from headcodes.models.model import Model
@@ -144,32 +144,24 @@ def captured(
     *,
     request: str | None = None,
     mlps: bool = False,
+    watch: Watch | None = None,
 ) -> tuple[HeadActivations, list[Tensor]]:
-    """Return ``capture`` of all clean prompts, then all corrupted ones, with the scored ids' logits: read or made
-    and kept.
+    """Return ``capture_pairs``: read, or made and kept.
 
     Args:
-        model, tokens, positions, mlps: as for ``capture``.
+        model, tokens, positions, mlps: as there. watch: sees nothing where they are read.
         request: the key under which ``recall`` shall find them, tokens included.
     """
     key = content_key(model, tokens, positions, mlps)
     found = _read(key, model.device)
     if found is None:
-        found = _fresh(model, tokens, positions, mlps)
+        found = capture_pairs(model, tokens, positions=positions, mlps=mlps, watch=watch)
         _write(key, model, tokens, *found)
     if request is not None:
         about = {name: getattr(model, name) for name in (*_ABOUT, "checksum")} | {"facts": asdict(model.facts)}
         note = {"entry": key, "model": about, "tokens": _tokens_to_json(tokens)}
         keep_note(_folder() / f"{request}.request.json", note)
     return found
-
-
-def _fresh(model: Model, tokens: TokenPairs, positions: Positions, mlps: bool) -> tuple[HeadActivations, list[Tensor]]:
-    activations, logits = capture(
-        model, tokens.clean + tokens.corrupt, positions=positions, answer_ids=tokens.scored_ids * 2, mlps=mlps
-    )
-    assert logits is not None
-    return activations, logits
 
 
 def kept(model: Model, tokens: TokenPairs, what: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from headcodes.activations.packing import (
     cut,
     pack,
+    pack_pairs,
     padded,
     position_weights,
 )
@@ -26,6 +28,27 @@ from headcodes.settings import Positions
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+    from headcodes.activations.packing import Row
+    from headcodes.prompts.tokens import TokenPairs
+
+# Pairs, the first ones, whose two prompts run in one batch, so that what changes between them can be measured in the
+# same pass (``methods.changes``; more of them change its ranking little, docs/recipe.md). They do so whether or not
+# it is measured: the same prompts give the same bits for every method.
+N_SIDE_BY_SIDE = 64
+
+
+class Watch(Protocol):
+    """What looks at the batches of pairs while they run."""
+
+    def watching(self, batch: Sequence[Row]) -> AbstractContextManager[object]:
+        """Return a context around a batch's forward pass. A prompt's number is its place among those captured."""
+
+    def answered(self, logits: Float[Tensor, "n_prompt n_vocab"]) -> None:
+        """Take the batch's logits after each prompt's last token, in the order of its rows' prompts.
+
+        The columns are all scored ids of the prompts captured, ascending.
+        """
 
 
 @dataclass(frozen=True)
@@ -90,6 +113,8 @@ def capture(
     answer_ids: Sequence[Sequence[int]] | None = None,
     memory_bytes: int | None = None,
     mlps: bool = False,
+    pairs: bool = False,
+    watch: Watch | None = None,
 ) -> tuple[HeadActivations, list[Float[Tensor, " n_answer"]] | None]:
     """Run a model over prompts and keep each head's result, averaged over positions in fp32.
 
@@ -108,6 +133,9 @@ def capture(
         memory_bytes: working memory of one forward pass to aim at, beside weights and result. None:
             ``batch_bytes``.
         mlps: whether to keep MLPs' outputs too.
+        pairs: whether the prompts are two halves, whose prompts in the same place run in one batch, in one row where
+            they begin alike.
+        watch: what looks at the batches while they run; wants ``answer_ids``.
 
     Returns:
         The heads' results on ``model.device``, and for each prompt its fp32 logits (None where ``answer_ids`` is
@@ -127,11 +155,11 @@ def capture(
     column = {} if vocab is None else {int(token): place for place, token in enumerate(vocab)}
     logits: list[Tensor] = [torch.empty(0)] * len(tokens)
     mlp_modules = mlps_of(model) if mlps else []
-    rows = pack(tokens, model.longest_shared)
+    units = pack_pairs(tokens, model.longest_shared) if pairs else [[row] for row in pack(tokens, model.longest_shared)]
     with as_found(model.module), torch.inference_mode(), progress("capturing", total=len(tokens)) as advance:
         # The unembedding writes every token's logit for each prompt, though few of them are kept.
         per_prompt = 0 if answer_ids is None else 4 * model.d_vocab
-        for batch in cut(rows, bytes_per_token(model), per_prompt, memory_bytes):
+        for batch in cut(units, bytes_per_token(model), per_prompt, memory_bytes):
             prompts = [prompt for row in batch for prompt in row.prompts]
             weights, (owner, place), last = position_weights(batch, positions)
             rows_of_z, shares = torch.tensor(prompts, device=z.device), EachDevice(weights, owner, place)
@@ -154,7 +182,8 @@ def capture(
                 outputs[rows_of_z, layer] = torch.bmm(weights, x)[owner, place].to(outputs.device)
 
             ids, inputs = padded(batch, model.dtype)
-            with capture_inputs(model.projections, keep), capture_outputs(mlp_modules, keep_mlp):
+            watching = nullcontext() if watch is None else watch.watching(batch)
+            with watching, capture_inputs(model.projections, keep), capture_outputs(mlp_modules, keep_mlp):
                 found = model.trace(
                     ids,
                     logits_at=None if answer_ids is None else last,
@@ -162,6 +191,8 @@ def capture(
                     **{name: part.to(model.device) for name, part in inputs.items()},
                 )
             if found is not None and answer_ids is not None:
+                if watch is not None:
+                    watch.answered(found)
                 wanted = [[column[token] for token in answer_ids[prompt]] for prompt in prompts]
                 longest = max(map(len, wanted))
                 places = torch.tensor([[*row, *[0] * (longest - len(row))] for row in wanted])
@@ -180,6 +211,53 @@ def capture(
         mlps=outputs,
     )
     return heads, None if answer_ids is None else logits
+
+
+def capture_pairs(
+    model: Model,
+    tokens: TokenPairs,
+    *,
+    positions: Positions = "mean",
+    mlps: bool = False,
+    watch: Watch | None = None,
+) -> tuple[HeadActivations, list[Float[Tensor, " n_answer"]]]:
+    """Capture all clean prompts, then all corrupted ones, with their scored ids' logits; ``capture`` for the rest.
+
+    Args:
+        watch: looks at the batches of the first ``N_SIDE_BY_SIDE`` pairs, which run apart from the others, clean
+            prompts first.
+    """
+    n_pairs = len(tokens)
+    together = min(N_SIDE_BY_SIDE, n_pairs)
+    prompts, answers = tokens.clean + tokens.corrupt, tokens.scored_ids * 2
+
+    def part(pairs: range, side_by_side: bool) -> tuple[HeadActivations, list[Tensor]]:
+        rows = [*pairs, *(n_pairs + pair for pair in pairs)]
+        found, logits = capture(
+            model,
+            [prompts[row] for row in rows],
+            positions=positions if isinstance(positions, str) else [positions[row] for row in rows],
+            answer_ids=[answers[row] for row in rows],
+            mlps=mlps,
+            pairs=side_by_side,
+            watch=watch if side_by_side else None,
+        )
+        assert logits is not None
+        return found, logits
+
+    near, near_logits = part(range(together), True)
+    if together == n_pairs:
+        return near, near_logits
+    far, far_logits = part(range(together, n_pairs), False)
+
+    def joined(ours: Tensor, others: Tensor) -> Tensor:
+        rest = n_pairs - together
+        return torch.cat([ours[:together], others[:rest], ours[together:], others[rest:]])
+
+    outputs = None if near.mlps is None or far.mlps is None else joined(near.mlps, far.mlps)
+    clean = near_logits[:together] + far_logits[: n_pairs - together]
+    corrupt = near_logits[together:] + far_logits[n_pairs - together :]
+    return replace(near, z=joined(near.z, far.z), mlps=outputs), clean + corrupt
 
 
 def mlps_of(model: Model) -> list[nn.Module]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ _FULL_TOKENS = 384
 
 
 @dataclass
-class _Row:
+class Row:
     """One row of a forward pass: prompts that begin alike, their common beginning once.
 
     ``ids``: the tokens. ``places``: each one's position in its prompt. ``paths``: for each of ``prompts``, where its
@@ -34,21 +34,21 @@ class _Row:
     paths: list[list[int]]
 
 
-def pack(tokens: Sequence[Sequence[int]], longest_shared: int) -> list[_Row]:
+def pack(tokens: Sequence[Sequence[int]], longest_shared: int) -> list[Row]:
     """Put prompts that share at least half of themselves into one row, where that saves a tenth of all tokens.
 
     Clean and corrupted prompts differ late, so a pair runs as one row and a common beginning is computed once. A row
     holds at most twice the tokens of its first prompt: what is masked out still costs attention.
     """
 
-    def alone(prompt: int) -> _Row:
+    def alone(prompt: int) -> Row:
         places = list(range(len(tokens[prompt])))
-        return _Row([prompt], list(tokens[prompt]), places, [places.copy()])
+        return Row([prompt], list(tokens[prompt]), places, [places.copy()])
 
     separate = [alone(prompt) for prompt in range(len(tokens))]
     if max(map(len, tokens)) > longest_shared:
         return separate
-    shared: list[_Row] = []
+    shared: list[Row] = []
     order = sorted(range(len(tokens)), key=lambda prompt: list(tokens[prompt]))
     for prompt in order:
         ids = list(tokens[prompt])
@@ -70,7 +70,21 @@ def pack(tokens: Sequence[Sequence[int]], longest_shared: int) -> list[_Row]:
     return shared if saved >= 0.1 else separate
 
 
-def padded(batch: Sequence[_Row], dtype: torch.dtype) -> tuple[Int[Tensor, "batch seq"], dict[str, Tensor]]:
+def pack_pairs(tokens: Sequence[Sequence[int]], longest_shared: int) -> list[list[Row]]:
+    """Put the two prompts of a pair, one from either half of ``tokens``, into one row, or into two that stay together.
+
+    Returns:
+        Each pair's rows, for ``cut``.
+    """
+    n_pairs = len(tokens) // 2
+    pairs = []
+    for pair in range(n_pairs):
+        rows = pack([tokens[pair], tokens[n_pairs + pair]], longest_shared)
+        pairs.append([replace(row, prompts=[pair + n_pairs * side for side in row.prompts]) for row in rows])
+    return pairs
+
+
+def padded(batch: Sequence[Row], dtype: torch.dtype) -> tuple[Int[Tensor, "batch seq"], dict[str, Tensor]]:
     """Return token ids, filled up on the right, and what the model must be told where rows hold several prompts.
 
     Rows are filled up with their own last token: any id serves, and no special one sets off a warning. One prompt a
@@ -92,30 +106,36 @@ def padded(batch: Sequence[_Row], dtype: torch.dtype) -> tuple[Int[Tensor, "batc
     return ids, {"position_ids": places, "attention_mask": mask}
 
 
-def cut(rows: Sequence[_Row], bytes_per_token: int, bytes_per_prompt: int, memory_bytes: int) -> Iterator[list[_Row]]:
-    """Cut rows, sorted by length, into batches whose padded tokens fit the memory; at least one row each.
+def cut(
+    units: Sequence[Sequence[Row]], bytes_per_token: int, bytes_per_prompt: int, memory_bytes: int
+) -> Iterator[list[Row]]:
+    """Cut rows, sorted by length, into batches whose padded tokens fit the memory; at least one unit each.
 
     A batch that is large enough already ends before a row that would fill a sixteenth of it with padding.
+
+    Args:
+        units: rows that run in one batch: mostly one, or the rows of ``pack_pairs``.
     """
-    batch: list[_Row] = []
+    batch: list[Row] = []
     n_prompts = n_tokens = 0
-    for row in sorted(rows, key=lambda row: (len(row.ids), row.prompts)):
+    for unit in sorted(units, key=lambda unit: (max(len(row.ids) for row in unit), [row.prompts for row in unit])):
+        longest, prompts = max(len(row.ids) for row in unit), sum(len(row.prompts) for row in unit)
         # A mask has one entry of at most four bytes for every two tokens of a row.
-        per_row = len(row.ids) * (bytes_per_token + 4 * len(row.ids))
-        needed = (len(batch) + 1) * per_row + (n_prompts + len(row.prompts)) * bytes_per_prompt
-        padding = len(batch) * len(row.ids) - n_tokens
+        per_row = longest * (bytes_per_token + 4 * longest)
+        needed = (len(batch) + len(unit)) * per_row + (n_prompts + prompts) * bytes_per_prompt
+        padding = len(batch) * longest - n_tokens
         if batch and (needed > memory_bytes or (n_tokens >= _FULL_TOKENS and padding * 16 > n_tokens)):
             yield batch
             batch, n_prompts, n_tokens = [], 0, 0
-        batch.append(row)
-        n_prompts += len(row.prompts)
-        n_tokens += len(row.ids)
+        batch += unit
+        n_prompts += prompts
+        n_tokens += sum(len(row.ids) for row in unit)
     if batch:
         yield batch
 
 
 def position_weights(
-    batch: Sequence[_Row], positions: Positions
+    batch: Sequence[Row], positions: Positions
 ) -> tuple[Float[Tensor, "batch n_prompt seq"], tuple[Tensor, Tensor], Int[Tensor, "n 2"]]:
     """Return the share each token of a row has in each of its prompts' means; where prompts and their last tokens
     are.

@@ -22,24 +22,47 @@ if TYPE_CHECKING:
     from headcodes.prompts.tokens import TokenPairs
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """The answers that judge some pairs.
+
+    Attributes:
+        vocab: every answer's token id, ascending; right, wrong: which of them are each row's answers.
+    """
+
+    vocab: Int[Tensor, " n_vocab"]
+    right: Bool[Tensor, "batch n_vocab"]
+    wrong: Bool[Tensor, "batch n_vocab"]
+
+    @classmethod
+    def of(cls, tokens: TokenPairs, rows: Sequence[int]) -> Answers:
+        """Return those of some pairs; the vocabulary is that of all pairs."""
+        vocab = sorted({token for ids in tokens.scored_ids for token in ids})
+        column = {token: place for place, token in enumerate(vocab)}
+
+        def marked(answers: list[list[int]]) -> Tensor:
+            mask = torch.zeros(len(rows), len(vocab), dtype=torch.bool)
+            for place, row in enumerate(rows):
+                mask[place, [column[token] for token in answers[row]]] = True
+            return mask
+
+        return cls(vocab=torch.tensor(vocab), right=marked(tokens.answers), wrong=marked(tokens.wrong_answers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(Answers):
     """Pairs of one length or nearly so, filled up on the right, and the answers that judge them.
 
     Attributes:
         rows: which pairs these are.
         clean, corrupt: token ids. Pair by pair of one length, so positions correspond.
         last: each prompt's last position.
-        vocab: every answer's token id, ascending; right, wrong: which of them are each row's answers.
     """
 
     rows: list[int]
     clean: Int[Tensor, "batch seq"]
     corrupt: Int[Tensor, "batch seq"]
     last: Int[Tensor, " batch"]
-    vocab: Int[Tensor, " n_vocab"]
-    right: Bool[Tensor, "batch n_vocab"]
-    wrong: Bool[Tensor, "batch n_vocab"]
 
     def logit_diff(self, logits: Float[Tensor, "batch n_vocab"]) -> Float[Tensor, " batch"]:
         """Return ``logit_difference`` of every row."""
@@ -67,39 +90,32 @@ def batches(tokens: TokenPairs, bytes_per_token: int, memory_bytes: int) -> Iter
 
     How they are cut follows from lengths and sizes alone, so that the same call gives the same bits again.
     """
-    vocab = sorted({token for ids in tokens.scored_ids for token in ids})
-    column = {token: place for place, token in enumerate(vocab)}
     order = sorted(range(len(tokens)), key=lambda row: (len(tokens.clean[row]), row))
     chunk: list[int] = []
     for place, row in enumerate(order):
         chunk.append(row)
         following = order[place + 1] if place + 1 < len(order) else None
         if following is None or (len(chunk) + 1) * len(tokens.clean[following]) * bytes_per_token > memory_bytes:
-            yield _batch(tokens, chunk, vocab, column)
+            yield _batch(tokens, chunk)
             chunk = []
 
 
-def _batch(tokens: TokenPairs, rows: list[int], vocab: list[int], column: Mapping[int, int]) -> Batch:
+def _batch(tokens: TokenPairs, rows: list[int]) -> Batch:
     lengths = [len(tokens.clean[row]) for row in rows]
 
     def padded(prompts: list[list[int]]) -> Tensor:
         width = max(len(prompts[row]) for row in rows)
         return torch.tensor([[*p, *[p[-1]] * (width - len(p))] for p in (prompts[row] for row in rows)])
 
-    def marked(answers: list[list[int]]) -> Tensor:
-        mask = torch.zeros(len(rows), len(vocab), dtype=torch.bool)
-        for place, row in enumerate(rows):
-            mask[place, [column[token] for token in answers[row]]] = True
-        return mask
-
+    answers = Answers.of(tokens, rows)
     return Batch(
         rows=rows,
         clean=padded(tokens.clean),
         corrupt=padded(tokens.corrupt),
         last=torch.tensor(lengths) - 1,
-        vocab=torch.tensor(vocab),
-        right=marked(tokens.answers),
-        wrong=marked(tokens.wrong_answers),
+        vocab=answers.vocab,
+        right=answers.right,
+        wrong=answers.wrong,
     )
 
 

@@ -54,6 +54,7 @@ METHODS: dict[str, Method] = {
             recipe="contrast",
             confirmed=True,
             permutable=True,
+            measures_changes=True,
             seeded=True,
         ),
         Method(

@@ -39,6 +39,7 @@ class Method:
         confirmed: whether ``discover`` patches exactly what this proposes without being asked; methods of others are
             shown as they were published.
         by_pair: whether its scores are made from numbers a pair, so that pairs can be drawn anew (``stable``).
+        measures_changes: whether it uses ``Inputs.changes``, which the capture measures on its way.
         seeded: whether another seed gives other scores; codes alone may depend on it without.
     """
 
@@ -52,6 +53,7 @@ class Method:
     recipe: str | None = None
     permutable: bool = False
     by_pair: bool = False
+    measures_changes: bool = False
     seeded: bool = False
     metric: Metric | None = None
     confirmed: bool = False

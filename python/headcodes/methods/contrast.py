@@ -1,6 +1,6 @@
 """Contrast: how a head's output differs between the two prompts of a pair, weighed by the answer and by the stream.
 
-No gradient and no ablation. Two plain forward passes over some of the pairs give, for every head, how its output
+No gradient and no ablation. While some of the pairs are captured, it is measured for every head how its output
 differs between the two prompts of a pair, position by position. docs/recipe.md has what each ingredient adds.
 ``default`` stands for it where gradients cannot be had.
 """
@@ -10,10 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from headcodes.methods.changes import changes
 from headcodes.methods.code_flip import flip_shares
 from headcodes.methods.findings import Findings
 
@@ -22,10 +19,6 @@ if TYPE_CHECKING:
 
     from headcodes.methods import Level
     from headcodes.methods.inputs import Inputs
-    from headcodes.prompts.tokens import TokenPairs
-
-# Pairs whose positions are looked at one by one; more change the ranking little (docs/recipe.md).
-N_MEASURED = 64
 
 
 def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
@@ -43,9 +36,9 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     name (``headcodes.codes.recipes``). At edge level a pair of heads gets the product of its heads' scores. Prompts of
     different length are compared from their ends, back to where they part.
     """
-    measured = inputs.tokens.subset(range(min(N_MEASURED, inputs.n_proposing)))
     with found[0].timed("capture"):
-        to_answer, to_stream = _changes(inputs, measured)
+        changes = inputs.changes()
+    to_answer, to_stream = (changes[name].numpy() for name in ("to_answer", "to_stream"))
     n_heads = inputs.model.n_heads
     for findings in found:
         assert findings.codes is not None
@@ -62,17 +55,3 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
         if level == "edge":
             findings.propose_pairs()
     return found
-
-
-def _changes(inputs: Inputs, measured: TokenPairs) -> tuple[np.ndarray, np.ndarray]:
-    """``changes``, or what an earlier run kept of them: with the activations at hand no model need be opened."""
-    if not inputs.cache:
-        return changes(inputs.model, measured, inputs.with_mlps)
-    from headcodes.activations.cache import kept
-
-    def make() -> dict[str, Tensor]:
-        to_answer, to_stream = changes(inputs.model, measured, inputs.with_mlps)
-        return {"to_answer": torch.from_numpy(to_answer), "to_stream": torch.from_numpy(to_stream)}
-
-    found = kept(inputs.model, measured, "changes" + " with MLPs" * inputs.with_mlps, make)
-    return found["to_answer"].numpy(), found["to_stream"].numpy()

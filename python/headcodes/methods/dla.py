@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.interventions.reads import Reads
-from headcodes.interventions.runs import Batch, batches, ready, run
+from headcodes.interventions.runs import Answers, batches, ready, run
 from headcodes.methods.findings import Findings
 from headcodes.methods.stability import ByPair, abs_mean
 from headcodes.models.devices import EachDevice, brought
@@ -42,8 +42,9 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
         for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
             reads = Reads(model, slots=False)
             parts = run(model, batch.clean, batch, also=reads.recording())
-            direction = answer_direction(model, batch, parts.logits, reads.final_in)
             at = EachDevice(torch.arange(len(batch.rows)), batch.last)
+            row, last = at.on(reads.final_in.device)
+            direction = answer_direction(model, batch, parts.logits, reads.final_in[row, last])
             scores = []
             for layer, z in enumerate(parts.z):
                 norm, written = reads.norm_behind("z", layer)
@@ -60,7 +61,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
 
 
 def answer_direction(
-    model: Model, batch: Batch, logits: Float[Tensor, "batch n_vocab"], final: Float[Tensor, "batch seq d_model"]
+    model: Model, answers: Answers, logits: Float[Tensor, "batch n_vocab"], final: Float[Tensor, "batch d_model"]
 ) -> Float[Tensor, "batch d_model"]:
     """Return the direction in the residual stream that raises the right answers' logits against the wrong ones'.
 
@@ -68,17 +69,16 @@ def answer_direction(
     norm at the scale it has at each prompt's last position.
 
     Args:
-        logits: of the batch's answers, as ``gradients.run`` gives them.
-        final: what enters the final norm.
+        answers: of each prompt.
+        logits: of the tokens in ``answers.vocab``, after each prompt's last token.
+        final: what enters the final norm at each prompt's last position.
     """
     # d logsumexp = softmax over the same answers.
-    shares = [
-        logits.masked_fill(~chosen.to(logits.device), -torch.inf).softmax(1) for chosen in (batch.right, batch.wrong)
-    ]
-    vectors, _ = unembedding(model.unembed, batch.vocab)
+    sides = (answers.right, answers.wrong)
+    shares = [logits.masked_fill(~chosen.to(logits.device), -torch.inf).softmax(1) for chosen in sides]
+    vectors, _ = unembedding(model.unembed, answers.vocab)
     assert model.final_norm is not None
-    row, last = EachDevice(torch.arange(len(batch.rows)), batch.last).on(final.device)
-    norm = FrozenNorm.of(model.final_norm, final[row, last])
+    norm = FrozenNorm.of(model.final_norm, final)
     return norm.back((shares[0] - shares[1]).to(vectors.device) @ vectors) * model.facts.logit_scale
 
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from headcodes.activations.capture import HeadActivations, capture
+from headcodes.activations.capture import N_SIDE_BY_SIDE, HeadActivations, capture_pairs
 from headcodes.prompts.task_check import TaskCheck, check_task, logit_differences
 from headcodes.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from jaxtyping import Float
     from torch import Tensor
 
     from headcodes.interventions.patch import Components
+    from headcodes.methods.changes import Changes
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
     from headcodes.settings import Metric
@@ -58,6 +61,7 @@ class Inputs:
     components: Components = "heads"
     capture_s: float = field(default=0.0, init=False)
     whole_answers: Float[np.ndarray, " n_pairs"] | None = field(default=None, init=False)
+    _watch: Changes | None = field(default=None, init=False, repr=False)
 
     @property
     def with_mlps(self) -> bool:
@@ -77,29 +81,52 @@ class Inputs:
     @cached_property
     def _captured(self) -> tuple[HeadActivations, list[Tensor]]:
         start = time.perf_counter()
+        options: dict[str, Any] = {"positions": self.settings.positions, "mlps": self.with_mlps, "watch": self._watch}
         if self.cache:
             from headcodes.activations import cache as activation_cache
 
-            captured = activation_cache.captured(
-                self.model, self.tokens, self.settings.positions, request=self.request, mlps=self.with_mlps
-            )
-            self.capture_s = time.perf_counter() - start
-            return captured
-        tokens = self.tokens
-        activations, logits = capture(
-            self.model,
-            tokens.clean + tokens.corrupt,
-            positions=self.settings.positions,
-            answer_ids=tokens.scored_ids * 2,
-            mlps=self.with_mlps,
-        )
-        assert logits is not None
+            captured = activation_cache.captured(self.model, self.tokens, request=self.request, **options)
+        else:
+            captured = capture_pairs(self.model, self.tokens, **options)
         self.capture_s = time.perf_counter() - start
-        return activations, logits
+        return captured
 
-    def capture(self) -> None:
-        """Run the model over all prompts, unless that is done or kept: ``activations`` and ``logit_differences``."""
+    def capture(self, changes: bool = False) -> None:
+        """Run the model over all prompts, unless that is done or kept: ``activations`` and ``logit_differences``.
+
+        Args:
+            changes: measure ``changes`` in the same pass, unless the activations are kept.
+        """
+        if changes and "_captured" not in self.__dict__:
+            self._watch = self._new_watch()
         _ = self._captured
+
+    def changes(self) -> Mapping[str, Float[Tensor, "n_layers n_column"]]:
+        """Return how much heads change between the prompts of a pair (``methods.changes.Changes.means``).
+
+        Of the pairs that run side by side and are not held out: from the capture where it measured that, from the
+        cache, or from a pass of its own over the pairs that run side by side.
+        """
+        wanted = self._new_watch()
+
+        def measured() -> dict[str, Tensor]:
+            if self._watch is None or self._watch.n_seen != wanted.n_pairs:
+                self._watch = wanted
+                capture_pairs(self.model, wanted.tokens, watch=wanted)
+            return self._watch.means()
+
+        if not self.cache:
+            return measured()
+        from headcodes.activations.cache import kept
+
+        about = f"changes of {wanted.n_pairs}{' with MLPs' * self.with_mlps}"
+        return kept(self.model, wanted.tokens, about, measured)
+
+    def _new_watch(self) -> Changes:
+        from headcodes.methods.changes import Changes
+
+        near = self.tokens.subset(range(min(N_SIDE_BY_SIDE, len(self.tokens))))
+        return Changes(self.model, near, min(len(near), self.n_proposing), self.with_mlps)
 
     @property
     def activations(self) -> HeadActivations:

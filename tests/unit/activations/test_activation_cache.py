@@ -44,7 +44,7 @@ def test_the_second_time_the_model_does_not_run(
 ) -> None:
     model = tiny_model("gemma2")
     first, logits = cache.captured(model, tokens)
-    monkeypatch.setattr(cache, "capture", never)
+    monkeypatch.setattr(cache, "capture_pairs", never)
     second, again = cache.captured(tiny_model("gemma2"), tokens)
     assert torch.equal(first.z, second.z)
     assert torch.equal(first.W_O, second.W_O)

@@ -92,7 +92,7 @@ def test_batch_sizes_follow_from_shapes_alone() -> None:
     rows = packing.pack([[1] * length for length in (5, 3, 9, 3, 3, 100)], 0)
 
     def batches(memory_bytes: int, per_prompt: int = 0) -> list[list[int]]:
-        cut = packing.cut(rows, 1000, per_prompt, memory_bytes)
+        cut = packing.cut([[row] for row in rows], 1000, per_prompt, memory_bytes)
         return [[row.prompts[0] for row in batch] for batch in cut]
 
     assert batches(3 * 3 * 1012) == [[1, 3, 4], [0], [2], [5]]
@@ -104,7 +104,7 @@ def test_batch_sizes_follow_from_shapes_alone() -> None:
 def test_a_batch_that_is_large_enough_takes_little_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_FULL_TOKENS", 32)
     rows = packing.pack([[1] * length for length in (16, 8, 17, 8, 8, 8, 16, 30)], 0)
-    cut = [[len(row.ids) for row in batch] for batch in packing.cut(rows, 1, 0, 1 << 30)]
+    cut = [[len(row.ids) for row in batch] for batch in packing.cut([[row] for row in rows], 1, 0, 1 << 30)]
     # Four rows of 8 are enough, and a row of 16 would waste 32. Two of 16 are; 17 wastes 2: a sixteenth, no more.
     assert cut == [[8, 8, 8, 8], [16, 16, 17], [30]]
 

@@ -11,7 +11,9 @@ import torch
 
 import headcodes
 from headcodes import metrics, tasks
-from headcodes.methods.contrast import changes
+from headcodes.activations import capture
+from headcodes.methods import inputs
+from headcodes.methods.inputs import Inputs
 from headcodes.models import planted
 from headcodes.prompts.pairs import PromptPair, PromptPairs
 from headcodes.prompts.tokens import tokenize
@@ -80,8 +82,8 @@ UNEQUAL = PromptPairs(
 def test_changes_are_the_sums_written_out(tiny_model: Callable[..., Any], family: str, kind: str) -> None:
     model = tiny_model(family)
     pairs = UNEQUAL if kind == "unequal" else tasks.get("ioi").build(model.tokenizer, n=5, seed=2)
-    found = changes(model, tokenize(pairs, model.tokenizer))
-    for ours, theirs in zip(found, expected(model, pairs), strict=True):
+    found = Inputs(model, tokenize(pairs, model.tokenizer)).changes()
+    for ours, theirs in zip(found.values(), expected(model, pairs), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-7)
 
 
@@ -99,7 +101,7 @@ def test_scores_add_both_changes_in_standard_deviations(tiny_model: Callable[...
     model = tiny_model()
     pairs = tasks.get("ioi").build(model.tokenizer, n=8, seed=0)
     found = headcodes.discover(model, pairs, method="contrast", n_train=4, verify=None).findings
-    to_answer, to_stream = changes(model, tokenize(pairs, model.tokenizer))
+    to_answer, to_stream = (part.numpy() for part in Inputs(model, tokenize(pairs, model.tokenizer)).changes().values())
     assert found.codes is not None
     assert found.judged is not None
     untrained = [i for i in range(8) if found.judged[i] and found.judged[8 + i]]
@@ -119,14 +121,46 @@ def test_planted_heads_come_first(name: str) -> None:
     assert metrics.roc_auc(scores, plant.truth.labels) >= metrics.roc_auc(by_mean, plant.truth.labels) - 0.01
 
 
-def test_more_pairs_than_are_measured(tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from headcodes.methods import contrast
+@pytest.mark.parametrize("held_out", [0, 3])
+def test_more_pairs_than_are_measured(
+    tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, held_out: int
+) -> None:
+    """Of eleven pairs nine run side by side; those held out are not among those measured."""
+    model = tiny_model("gpt2")
+    for module in (capture, inputs):
+        monkeypatch.setattr(module, "N_SIDE_BY_SIDE", 9)
+    pairs = tasks.get("ioi").build(model.tokenizer, n=11, seed=2)
+    given = Inputs(model, tokenize(pairs, model.tokenizer), held_out=held_out)
+    given.capture(changes=True)
+    n_measured = 8 if held_out else 9
+    for ours, theirs in zip(given.changes().values(), expected(model, pairs[:n_measured]), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-7)
 
-    model = tiny_model()
-    pairs = tasks.get("ioi").build(model.tokenizer, n=8, seed=0)
-    monkeypatch.setattr(contrast, "N_MEASURED", 3)
-    few = changes(model, tokenize(pairs[:3], model.tokenizer))
-    seen: list[Any] = []
-    monkeypatch.setattr(contrast, "changes", lambda _model, tokens, _mlps: seen.append(len(tokens)) or few)
-    headcodes.discover(model, pairs, method="contrast")
-    assert seen == [3]
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("components", ["heads", "heads+mlps"])
+def test_changes_are_the_same_bits_from_the_capture_and_alone(
+    tiny_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, family: str, components: Any
+) -> None:
+    """And what is captured is the same whether or not changes are measured. Mistral's window lets no row be shared."""
+    for module in (capture, inputs):
+        monkeypatch.setattr(module, "N_SIDE_BY_SIDE", 5)
+    model = tiny_model(family, **({"sliding_window": 4} if family == "mistral" else {}))
+    tokens = tokenize(tasks.get("ioi").build(model.tokenizer, n=8, seed=1), model.tokenizer)
+    on_the_way, alone = Inputs(model, tokens, components=components), Inputs(model, tokens, components=components)
+    on_the_way.capture(changes=True)
+    passes: list[int] = []
+    hook = model.layers[0].register_forward_hook(lambda *_: passes.append(1))
+    found = on_the_way.changes()
+    assert not passes
+    for name, values in alone.changes().items():
+        assert values.shape == (model.n_layers, model.n_heads + (components == "heads+mlps"))
+        assert torch.equal(values, found[name])
+    hook.remove()
+    assert passes
+    assert torch.equal(on_the_way.activations.z, alone.activations.z)
+    assert all(torch.equal(a, b) for a, b in zip(on_the_way._captured[1], alone._captured[1], strict=True))
+    # Clean prompts come first, in their order, and every row is what its prompt alone gives.
+    for row, ids in enumerate(tokens.clean + tokens.corrupt):
+        one = capture.capture(model, [ids])[0].z[0]
+        torch.testing.assert_close(alone.activations.z[row], one, atol=3e-6, rtol=3e-5)

@@ -15,7 +15,6 @@ from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesWarning
 from headcodes.interventions.patch import causal_truth
 from headcodes.methods import Level, dla, eap
-from headcodes.methods.changes import changes
 from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
 from headcodes.models.model import Model
@@ -64,7 +63,7 @@ def test_methods_find_the_same(both: tuple[Model, Model], method: str, level: Le
 
 
 def test_changes_and_patching_are_the_same(both: tuple[Model, Model]) -> None:
-    plain, away = (changes(model, token_pairs(), True) for model in both)
+    plain, away = (Inputs(model, token_pairs(), components="heads+mlps").changes().values() for model in both)
     for here, there in zip(plain, away, strict=True):
         np.testing.assert_array_equal(np.asarray(here), np.asarray(there))
     patched = []
