@@ -14,6 +14,7 @@ import made_pairs
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesWarning
 from headcodes.interventions.patch import causal_truth
+from headcodes.interventions.walk import Compute
 from headcodes.methods import Level, dla, eap
 from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
@@ -71,5 +72,5 @@ def test_changes_and_patching_are_the_same(both: tuple[Model, Model]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", HeadcodesWarning)  # no walk through layers that are not there
             tokens = made_pairs.flipped(both[0], token_pairs())
-            patched.append(causal_truth(model, tokens, cache=False, progress=False, engine="forward").effects)
+            patched.append(causal_truth(model, tokens, cache=False, progress=False, compute=Compute("forward")).effects)
     np.testing.assert_array_equal(*patched)
