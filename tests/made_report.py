@@ -30,7 +30,7 @@ def result(level: str = "edge", **changes: Any) -> Result:
         pair_scores=np.array(U, dtype=float) if level == "edge" else None,
         mention_scores=np.array([2.0, 4.0, 0.0, 2.0]) if level == "edge" else None,
         codes=np.array(CODES, dtype=np.int32),
-        judged=np.ones(6, dtype=bool),
+        scored_prompts=np.ones(6, dtype=bool),
         dead_share=0.25,
     )
     fields: dict[str, Any] = {

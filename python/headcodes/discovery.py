@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +21,19 @@ from headcodes.codes.encode import resolve_backend
 from headcodes.codes.recipes import encode_heads
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.evaluation.confirm import confirm_edges, confirm_heads, n_held_out, on_held_out
-from headcodes.interventions.metric import METRICS
 from headcodes.methods.code_sets import count, permutation_tests, train
 from headcodes.methods.inputs import Inputs
-from headcodes.methods.stability import check_stable, resample
+from headcodes.methods.request import check_request
+from headcodes.methods.stability import resample
 from headcodes.models.asked import ask
 from headcodes.models.devices import torch_threads
+from headcodes.progress import timed
 from headcodes.prompts.pairs import PromptPairs
 from headcodes.provenance import versions
 from headcodes.result import Result
-from headcodes.settings import SETTINGS, Bos, Metric, Positions, Settings, check_seeds
+from headcodes.settings import SETTINGS, Bos, Components, Metric, Positions, Settings, check_seeds
 
 if TYPE_CHECKING:
-    from headcodes.interventions.patch import Components
     from headcodes.methods.findings import Findings
     from headcodes.models.model import Model
     from headcodes.settings import Level, Verify
@@ -106,72 +105,6 @@ def discover(
         return explain(inputs, method, level=level, seed=seed, seeds=seeds, fdr=fdr, verify=verify, stable=stable)
 
 
-def check_request(
-    method: str,
-    fdr: float | None = None,
-    verify: Verify = None,
-    seeds: Sequence[int] | None = None,
-    metric: str | None = None,
-    positions: Any = "mean",
-    components: str = "heads",
-    stable: float | None = None,
-) -> None:
-    """Refuse what cannot be done before any work: a typing error should not cost a forward pass.
-
-    Raises:
-        HeadcodesError: see ``discover``.
-    """
-    chosen = methods.get(method)
-    if metric is not None and metric not in METRICS:
-        raise HeadcodesError(
-            f"a metric must be one of {', '.join(METRICS)}", repr(metric), "Leave it at the method's own."
-        )
-    if metric is not None and chosen.metric is None:
-        others = ", ".join(name for name, other in methods.METHODS.items() if other.metric)
-        raise HeadcodesError(
-            "a method whose metric is chosen must work with one",
-            f"metric= with {method!r}",
-            f"Use one of: {others}.",
-        )
-    if components not in ("heads", "heads+mlps"):
-        raise HeadcodesError("components must be heads or heads+mlps", repr(components), "Choose one of them.")
-    if components == "heads+mlps" and method in methods.HEADS_ONLY:
-        raise HeadcodesError(
-            "a circuit with MLPs must come from a method that scores them",
-            f"heads+mlps with {method!r}",
-            f"All but {', '.join(methods.HEADS_ONLY)} do.",
-        )
-    if components == "heads+mlps" and fdr is not None:
-        raise HeadcodesError(
-            "a permutation test must be of heads' codes alone", f"fdr={fdr} with heads+mlps", "Leave one out."
-        )
-    if positions != "mean" and method in methods.EVERYWHERE:
-        raise HeadcodesError(
-            "a method whose positions are chosen must look at some",
-            f"{positions if isinstance(positions, str) else 'a list'} with {method!r}",
-            f"All but {', '.join(methods.EVERYWHERE)} do.",
-        )
-    if fdr is not None and not 0 < fdr <= 1:
-        raise HeadcodesError("fdr must lie in (0, 1]", str(fdr), "0.05 is usual.")
-    if fdr is not None and not chosen.permutable:
-        others = ", ".join(name for name, other in methods.METHODS.items() if other.permutable)
-        raise HeadcodesError(
-            "a method tested by permutation must count codes", f"fdr= with {method!r}", f"Use one of: {others}."
-        )
-    if verify is not None and verify != "auto" and not (isinstance(verify, int) and verify >= 1):
-        raise HeadcodesError(
-            'verify must be a number of heads from 1 up, "auto" or None', repr(verify), "None patches no head."
-        )
-    if stable is not None:
-        check_stable(stable, method, fdr=fdr, verify=verify, seeds=seeds, components=components)
-    if seeds is not None:
-        check_seeds(seeds)
-        if fdr is not None:
-            raise HeadcodesError(
-                "a permutation test must be of one seed's codes", f"fdr={fdr} with {len(seeds)} seeds", "Leave one out."
-            )
-
-
 def explain(
     inputs: Inputs,
     method: str,
@@ -202,9 +135,9 @@ def explain(
     drawn = (seed,) if seeds is None else seeds
     found = None
     if chosen.recipe is not None:
-        with _timed(stages, "train"):
+        with timed(stages, "train"):
             trained = train(chosen.recipe, inputs, drawn)
-        with _timed(stages, "encode"):
+        with timed(stages, "encode"):
             codes = encode_heads(inputs.activations, trained, inputs.backend)
         found = [count(each, trained.recipe, inputs, level) for each in codes]
     found = chosen.score(found, inputs, level, drawn)
@@ -269,13 +202,6 @@ def _settings_of(inputs: Inputs, method: str, level: Level, seed: int) -> dict[s
         "dtype": str(inputs.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
-
-
-@contextmanager
-def _timed(stages: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    stages[stage] += time.perf_counter() - start
 
 
 def _over_seeds(found: Sequence[Findings], seeds: tuple[int, ...]) -> tuple[Findings, SeedScores]:

@@ -245,7 +245,7 @@ class GroundTruth:
         model: Hub id of the model the account is about.
         roles: Role to heads (layer, head). Where the account names no roles there is one, "circuit".
         pairs: Edges between heads; empty where the account gives none.
-        mlps: Layers whose MLP belongs to the circuit; empty where the account has none or does not speak of
+        mlps: Layers whose MLP belongs to the circuit; empty where the account has none or does not name
             them.
         source: Citation.
         note: What to know before using it.

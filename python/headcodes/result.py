@@ -61,7 +61,7 @@ class Result(Settings):
         unverified: why no head was patched, or the circuit not judged, although it was to be.
         metric: of the answer that the method worked with; None: it works with none.
         by_seed: every seed's scores, where ``seeds`` were asked for: scores are then their means, codes the first's.
-        layers_without_heads: of a hybrid model; what is said of heads there is 0.
+        layers_without_heads: of a hybrid model; the scores of heads there are 0.
     """
 
     d_model: int
@@ -265,7 +265,7 @@ class Result(Settings):
             "codes": self.codes,
             "mlp_codes": self.findings.mlp_codes,
             "scores_by_position": self.findings.by_place,
-            "judged": self.findings.judged,
+            "scored_prompts": self.findings.scored_prompts,
             "p_values": self.node_tests.p.reshape(self.head_scores.shape) if self.node_tests else None,
             "q_values": self.node_tests.q.reshape(self.head_scores.shape) if self.node_tests else None,
             "pair_p_family": self.pair_tests.p_family if self.pair_tests else None,
@@ -298,7 +298,7 @@ class Result(Settings):
         from headcodes.report.curves import published_curves
         from headcodes.report.records import ARRAYS, RunRecord
 
-        found = {"codes": self.findings.codes, "judged": self.findings.judged}
+        found = {"codes": self.findings.codes, "scored_prompts": self.findings.scored_prompts}
         if self.pair_tests is not None:
             found |= {"pair_p_family": self.pair_tests.p_family, "pair_q_values": self.pair_tests.q}
         if self.by_seed is not None:

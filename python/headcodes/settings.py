@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
-from typing import Literal, get_type_hints
+from typing import Literal, get_args, get_type_hints
 
 from headcodes.errors import HeadcodesError
 
@@ -18,6 +18,8 @@ Level = Literal["node", "edge"]
 Bos = Literal["auto", "yes", "no"]
 LeadingSpace = Literal["auto", "yes", "no"]
 Metric = Literal["logit-diff", "prob-diff", "kl", "nll"]
+# What a circuit may hold.
+Components = Literal["heads", "heads+mlps"]
 # Which of a prompt's positions are averaged: all, the last, or those of a list a prompt, which results call "given".
 Positions = Literal["mean", "last", "given"] | Sequence[Sequence[int]]
 
@@ -159,6 +161,16 @@ def parse_seeds(seeds: str | list[int]) -> list[int]:
             'Write "0-9" or "0,3,5-7".',
         )
     return list(dict.fromkeys(chain.from_iterable(ranges)))
+
+
+def check_components(components: str) -> None:
+    """Raise where ``components`` is none of ``Components``.
+
+    Raises:
+        HeadcodesError: it is not.
+    """
+    if components not in get_args(Components):
+        raise HeadcodesError("components must be heads or heads+mlps", repr(components), "Choose one of them.")
 
 
 def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:

@@ -152,7 +152,7 @@ def sample_run(
     pairs = PromptPairs(tuple(PromptPair(x, y, (" yes",), (" no",)) for x, y in texts), task, "abc")
     arrays: dict[str, np.ndarray] = {
         "codes": codes.astype(np.int32),
-        "judged": np.arange(2 * n_pairs) % n_pairs > 4,
+        "scored_prompts": np.arange(2 * n_pairs) % n_pairs > 4,
     }
     more: dict[str, Any] = {}
     curves: list[Curve] = []

@@ -197,13 +197,13 @@ def test_code_browser_counts_prompts_of_both_sides(open_report: Show, make_run: 
     page.get_by_role("button", name=head, exact=True).click()
     browser = page.locator("div", has=page.locator('select[data-role="code-head"]')).last.locator("xpath=..")
     codes = run.arrays["codes"][:, run.circuit.heads[2][0] * 9 + run.circuit.heads[2][1]]
-    judged = run.arrays["judged"]
+    scored = run.arrays["scored_prompts"]
     table = page.locator("table", has_text=f"Codes of {head}")
-    only = [code for code in set(codes[:40][judged[:40]]) - {-1} if code not in codes[40:][judged[40:]]]
+    only = [code for code in set(codes[:40][scored[:40]]) - {-1} if code not in codes[40:][scored[40:]]]
     assert table.locator("tr.only").count() == len(only) == run_score(run, 2)
     code = only[0]
     row = table.get_by_role("row", name=f"{code} ").filter(has=page.locator(f'th:text-is("{code}")'))
-    assert row.locator("td").nth(0).inner_text().strip() == str((codes[:40][judged[:40]] == code).sum())
+    assert row.locator("td").nth(0).inner_text().strip() == str((codes[:40][scored[:40]] == code).sum())
     row.get_by_role("button").click()
     listed = table.locator("tr:visible .prompt").all_inner_texts()
     assert listed == [run.pairs[i].clean for i in range(40) if codes[i] == code]
@@ -213,11 +213,11 @@ def test_code_browser_counts_prompts_of_both_sides(open_report: Show, make_run: 
 
 
 def run_score(run: RunRecord, rank: int) -> int:
-    """Codes of judged prompts only: the drawn scores count all prompts."""
+    """Codes of scored prompts only: the drawn scores count all prompts."""
     layer, head = run.circuit.heads[rank]
-    codes, judged = run.arrays["codes"][:, layer * run.circuit.n_heads + head], run.arrays["judged"]
+    codes, scored = run.arrays["codes"][:, layer * run.circuit.n_heads + head], run.arrays["scored_prompts"]
     half = len(codes) // 2
-    return len(set(codes[:half][judged[:half]]) - set(codes[half:][judged[half:]]) - {-1})
+    return len(set(codes[:half][scored[:half]]) - set(codes[half:][scored[half:]]) - {-1})
 
 
 def test_attention_of_another_head_and_prompt(open_report: Show, make_run: MakeRun) -> None:

@@ -35,9 +35,9 @@ def distinct(codes: np.ndarray, dead: int) -> set[tuple[int, ...]]:
 
 def test_scores_follow_from_the_codes_by_plain_set_arithmetic(result: Any, pairs: PromptPairs) -> None:
     dead = -1 if RECIPES[result.method].dead == -1 else -2
-    n_pairs, judged = len(pairs), result.findings.judged
-    positive = result.codes[:n_pairs][judged[:n_pairs]]
-    negative = result.codes[n_pairs:][judged[n_pairs:]]
+    n_pairs, scored = len(pairs), result.findings.scored_prompts
+    positive = result.codes[:n_pairs][scored[:n_pairs]]
+    negative = result.codes[n_pairs:][scored[n_pairs:]]
     for i in range(12):
         unique = distinct(positive[:, [i]], dead) - distinct(negative[:, [i]], dead)
         if result.method != "contrast":
@@ -110,7 +110,7 @@ def test_few_pairs_get_a_result_too(model: Any, pairs: PromptPairs, n: int) -> N
     for method in CODE_SETS:
         few = headcodes.discover(model, pairs.head(n), method=method, level="edge")
         assert np.isfinite(few.head_scores).all()
-        assert few.findings.judged.any()
+        assert few.findings.scored_prompts.any()
 
 
 def test_held_out_prompts_and_balance() -> None:

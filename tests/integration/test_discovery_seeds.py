@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 import headcodes
 from headcodes import HeadcodesError, HeadcodesWarning, PromptPairs, methods, tasks
 from headcodes.circuit.circuit import Circuit
-from headcodes.discovery import check_request
 from headcodes.methods.inputs import Inputs
+from headcodes.methods.request import check_request
 from headcodes.prompts.tokens import tokenize
 from headcodes.report.folders import read_folder
 

@@ -14,12 +14,12 @@ import torch
 from headcodes import HeadcodesError, discover, methods, tasks
 from headcodes.circuit.formats import export, load_circuit
 from headcodes.cli.table import table
-from headcodes.discovery import check_request
 from headcodes.evaluation.evaluate import evaluate_circuit
 from headcodes.evaluation.faithfulness import membership
 from headcodes.interventions.patch import answered, causal_truth
 from headcodes.interventions.verify import verify
 from headcodes.methods.inputs import Inputs
+from headcodes.methods.request import check_request
 from headcodes.prompts.tokens import tokenize
 from headcodes.report.folders import read_folder
 from headcodes.report.page import write_page

@@ -77,6 +77,7 @@ def discover(
     from headcodes.activations import cache as activation_cache
     from headcodes.cli.table import table
     from headcodes.methods.inputs import Inputs
+    from headcodes.methods.request import check_request
     from headcodes.models.asked import ask_as, whole_answer_differences
     from headcodes.models.devices import choose_device, choose_dtype, torch_threads
     from headcodes.models.load import load_model
@@ -90,7 +91,7 @@ def discover(
         raise HeadcodesError("--negative must go with a task", "it together with --prompts", "Leave one out.")
     of_method = parse_seeds(seeds) if seeds is not None else None
     heads = parse_verify(verify)
-    discovery.check_request(method, fdr, heads, of_method, metric, positions, components, stable)
+    check_request(method, fdr, heads, of_method, metric, positions, components, stable)
     wanted = Asked(prompts, settings_of(context, n_train=n_train), positions)
     pairs = wanted.read()
     chosen = tasks.get(task or "ioi")

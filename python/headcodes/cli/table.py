@@ -54,7 +54,7 @@ def table(result: Result, top: int) -> str:
 
 
 def paragraphs(result: Result, top: int) -> list[Paragraph]:
-    """Return what is said of a result: lines of text, and grids of heads and of edges."""
+    """Return a result as it is shown: lines of text, and grids of heads and of edges."""
     check, by_seed = result.task_check, result.by_seed
     whole = []
     if check.whole_share_right is not None:

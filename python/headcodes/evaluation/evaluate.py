@@ -16,7 +16,7 @@ from headcodes.evaluation.faithfulness import Ablation, curve, faithfulness
 from headcodes.evaluation.paths import judge_paths
 from headcodes.evaluation.record import Evaluation
 from headcodes.graph import Edges, GroundTruth, parse_head, split_slot
-from headcodes.interventions.patch import CausalTruth, Components, answered, causal_truth
+from headcodes.interventions.patch import CausalTruth, answered, causal_truth
 from headcodes.interventions.reads import graph_of
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
+    from headcodes.settings import Components
 
 
 def evaluate_circuit(

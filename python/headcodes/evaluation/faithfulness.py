@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from headcodes.graph import Part
-    from headcodes.interventions.patch import Components
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
+    from headcodes.settings import Components
 
 
 Ablation = Literal["zero", "mean", "resample"]

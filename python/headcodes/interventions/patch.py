@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from headcodes.interventions.walk import AUTO, Compute, EngineUsed, run_edited
 from headcodes.progress import progress as progress_bar
 from headcodes.prompts.task_check import logit_differences
 from headcodes.provenance import code_checksum, library_versions
-from headcodes.settings import Metric
+from headcodes.settings import Components, Metric, check_components
 from headcodes.store.kept import keep_tensors, kept_tensors
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
 
-
-Components = Literal["heads", "heads+mlps"]
 
 _VERSION = 2
 
@@ -150,8 +148,7 @@ def causal_truth(
     Raises:
         HeadcodesError: unequal lengths, no answered pair, or another value of ``components``.
     """
-    if components not in ("heads", "heads+mlps"):
-        raise HeadcodesError("components must be heads or heads+mlps", repr(components), "Choose one of them.")
+    check_components(components)
     chosen, clean_ld, corrupt_ld, n_answered, n_given = answered(model, tokens, pairs)
     parts: list[tuple[int, int | None]] = [
         (layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)

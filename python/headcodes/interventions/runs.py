@@ -136,7 +136,7 @@ def chosen_positions(
     return mask
 
 
-# Where in a prompt a head speaks: a token in which the two prompts differ, one between the first of these and the
+# Where in a prompt a head acts: a token in which the two prompts differ, one between the first of these and the
 # last, the last. Before the first change the two prompts are one.
 POSITION_GROUPS = ("changed", "between", "last")
 

@@ -275,7 +275,7 @@ class _Shape:
 
 @contextmanager
 def _editing(model: Model, plan: EditPlan, shape: _Shape) -> Iterator[None]:
-    """Let ``plan`` edit heads, MLPs and slots wherever it wants to, while open."""
+    """Let ``plan`` edit heads, MLPs and slots in the layers it names, while open."""
 
     def unfold(x: Tensor, *tail: int) -> Tensor:
         return x.reshape(shape.n_rows, shape.n_pairs, shape.n_pos, *tail)

@@ -46,7 +46,7 @@ class Changes:
     def means(self) -> dict[str, Float[Tensor, "n_layers n_column"]]:
         """Return the mean changes: "to_answer" (logits, unsigned) and "to_stream" (a share of its square).
 
-        Where the model has no known final norm, nothing speaks to the answer.
+        Where the model has no known final norm, the changes to the answer are 0.
         """
         assert self.n_seen == self.n_pairs
         return {"to_answer": self._to_answer / self.n_pairs, "to_stream": self._to_stream / self.n_pairs}

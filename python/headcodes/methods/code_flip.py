@@ -34,14 +34,14 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
 
 
 def flip_shares(findings: Findings, codes: Int32[np.ndarray, "n_prompt n"]) -> Float[np.ndarray, " n"]:
-    """Return, of the judged pairs, the share in which each column's clean and corrupted code differ."""
+    """Return, of the scored pairs, the share in which each column's clean and corrupted code differ."""
     shares: Float[np.ndarray, " n"] = _flips(findings, codes).mean(0)
     return shares
 
 
-def _flips(findings: Findings, codes: Int32[np.ndarray, "n_prompt n"]) -> Bool[np.ndarray, "n_judged n"]:
-    assert findings.judged is not None
-    judged = np.logical_and(*np.split(findings.judged, 2))
+def _flips(findings: Findings, codes: Int32[np.ndarray, "n_prompt n"]) -> Bool[np.ndarray, "n_scored n"]:
+    assert findings.scored_prompts is not None
+    scored = np.logical_and(*np.split(findings.scored_prompts, 2))
     clean, corrupt = np.split(codes, 2)
-    flips: Bool[np.ndarray, "n_judged n"] = clean[judged] != corrupt[judged]
+    flips: Bool[np.ndarray, "n_scored n"] = clean[scored] != corrupt[scored]
     return flips

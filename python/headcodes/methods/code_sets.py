@@ -49,13 +49,13 @@ def count(coded: Codes, recipe: Recipe, inputs: Inputs, level: Level) -> Finding
         codes = findings.codes = np.maximum(codes, 0)
         findings.mlp_codes = None if findings.mlp_codes is None else np.maximum(findings.mlp_codes, 0)
 
-    judged = np.ones((2, n_pairs), dtype=bool)
+    scored = np.ones((2, n_pairs), dtype=bool)
     if recipe.hold_out:
-        judged.reshape(-1)[coded.trained] = False
-        if not judged.all(axis=0).any():  # so few pairs that all were trained on: judged on the same ones
-            judged[:] = True
-    findings.judged = judged.reshape(-1)
-    positive, negative = codes[:n_pairs][judged[0]], codes[n_pairs:][judged[1]]
+        scored.reshape(-1)[coded.trained] = False
+        if not scored.all(axis=0).any():  # so few pairs that all were trained on: scored on the same ones
+            scored[:] = True
+    findings.scored_prompts = scored.reshape(-1)
+    positive, negative = codes[:n_pairs][scored[0]], codes[n_pairs:][scored[1]]
     dead = None if recipe.dead == 0 else recipe.dead
     untrained = np.setdiff1d(np.arange(n_pairs), np.asarray(coded.trained) % n_pairs)
     findings.counted = codes[:n_pairs][untrained], codes[n_pairs:][untrained], dead
@@ -63,7 +63,7 @@ def count(coded: Codes, recipe: Recipe, inputs: Inputs, level: Level) -> Finding
         counts = unique_counts(positive, negative, dead=dead, threads=inputs.threads)
         findings.head_scores = counts.reshape(findings.head_scores.shape).astype(np.float64)
         if (mlps := findings.mlp_codes) is not None:
-            sides = mlps[:n_pairs][judged[0]], mlps[n_pairs:][judged[1]]
+            sides = mlps[:n_pairs][scored[0]], mlps[n_pairs:][scored[1]]
             findings.set_mlps(unique_counts(*sides, dead=dead, threads=inputs.threads).astype(np.float64))
         if level == "edge":
             pairs = pair_unique_counts(positive, negative, dead=dead, threads=inputs.threads)

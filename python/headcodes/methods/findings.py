@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headcodes.graph import Part, parse_part, part_name
+from headcodes.progress import timed
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int32
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from headcodes.codes.recipes import Codes
     from headcodes.codes.sae import SparseAutoencoder
     from headcodes.graph import Edges
-    from headcodes.interventions.patch import Components
     from headcodes.interventions.walk import EngineUsed
     from headcodes.methods.stability import ByPair, Resampled
     from headcodes.models.model import Model
     from headcodes.prompts.alignment import Alignment
+    from headcodes.settings import Components
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Findings:
         mention_scores: float64 [n_component], the published "edge level" score of a head; edge level only.
         codes: int32 [2 * n_pairs, n_component], clean prompts first; code methods only.
         mlp_codes: the same of every layer's MLP, [2 * n_pairs, n_layers], where they are asked for.
-        judged: bool [2 * n_pairs], the prompts whose codes the scores were made from.
+        scored_prompts: bool [2 * n_pairs], the prompts whose codes the scores were made from.
         counted: codes of the positives, codes of the negatives and the dead code (None: no code is dead), of the pairs
             that did not train the autoencoder; only of methods whose scores are the counts of ``headcodes.overlap``,
             which a permutation test can take again.
@@ -77,7 +77,7 @@ class Findings:
     mention_scores: Float[np.ndarray, " n_component"] | None = None
     codes: Int32[np.ndarray, "n_prompt n_component"] | None = None
     mlp_codes: Int32[np.ndarray, "n_prompt n_layers"] | None = None
-    judged: np.ndarray | None = None
+    scored_prompts: np.ndarray | None = None
     counted: tuple[Int32[np.ndarray, "n c"], Int32[np.ndarray, "n c"], int | None] | None = None
     sae: SparseAutoencoder | None = None
     dead_share: float | None = None
@@ -120,7 +120,7 @@ class Findings:
         return bool(np.isfinite(self.head_scores).all())
 
     def leave_out(self, layers: Sequence[int]) -> None:
-        """Set whatever is said of heads in layers that have none to zero."""
+        """Set all scores of heads in layers that have none to zero."""
         if not layers:
             return
         self.n_left_out = len(layers) * self.head_scores.shape[1]
@@ -221,9 +221,6 @@ class Findings:
             found["scores_by_position"] = self.alignment.as_dict() | {"scores": rows}
         return found
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str) -> AbstractContextManager[None]:
         """Add the seconds spent inside to ``timings_s[stage]``."""
-        start = time.perf_counter()
-        yield
-        self.timings_s[stage] = self.timings_s.get(stage, 0.0) + time.perf_counter() - start
+        return timed(self.timings_s, stage)

@@ -86,7 +86,7 @@ def find_many(name: str, inputs: Inputs, level: Level, seeds: Sequence[int]) -> 
     coded = make_codes(activations, RECIPE, seeds, inputs.settings.n_train, inputs.backend, found[0].timed)
     for findings, each in zip(found, coded, strict=True):
         findings.take_codes(each)
-        findings.judged = np.ones(2 * n_pairs, dtype=bool)
+        findings.scored_prompts = np.ones(2 * n_pairs, dtype=bool)
         flips = each.codes[:n_pairs] != each.codes[n_pairs:]
         weighed = products.of_pairs * torch.from_numpy((1 + flips) / 2)
         products.fill(findings, weighed, lambda values: values.mean(0).abs() + values.abs().mean(0))

@@ -20,11 +20,10 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from headcodes.interventions.patch import Components
     from headcodes.methods.changes import Changes
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
-    from headcodes.settings import Metric
+    from headcodes.settings import Components, Metric
 
 
 @dataclass

@@ -83,8 +83,8 @@ class NoHeads(nn.Module):
             z = torch.zeros(*x.shape[:-1], self.n_columns, dtype=x.dtype, device=x.device)
             if torch.is_grad_enabled():
                 z.requires_grad_(True)
-            said: Tensor = self(z)
-            return x + said
+            zeros: Tensor = self(z)
+            return x + zeros
 
         return edit_input(layer, feed)
 

@@ -114,9 +114,9 @@ def panics_unprinted() -> Iterator[None]:
             os.dup2(shown, 2)
             os.close(shown)
             file.seek(0)
-            said = _PANIC.sub(b"", file.read()) if panicked else file.read()
-            while said:
-                said = said[os.write(2, said) :]
+            text = _PANIC.sub(b"", file.read()) if panicked else file.read()
+            while text:
+                text = text[os.write(2, text) :]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def _sides(run: RunRecord) -> tuple[np.ndarray, Bool[np.ndarray, " n_prompt"], B
     codes = run.arrays.get("codes")
     if codes is None:
         return None
-    counted = np.asarray(run.arrays.get("judged", np.ones(len(codes), dtype=bool)), dtype=bool)
+    counted = np.asarray(run.arrays.get("scored_prompts", np.ones(len(codes), dtype=bool)), dtype=bool)
     clean = np.arange(len(codes)) < len(codes) // 2
     return codes, counted & clean, counted & ~clean
 

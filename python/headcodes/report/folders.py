@@ -14,7 +14,7 @@ from headcodes.files import checked, read_json, reading
 from headcodes.prompts.pairs import PromptPairs
 from headcodes.report.attention import load_attention
 from headcodes.report.curves import curves_of_evaluation, published_curves
-from headcodes.report.records import ARRAYS, RunRecord
+from headcodes.report.records import ARRAYS, RunRecord, with_names_of_today
 from headcodes.report.stores import read_store
 from headcodes.settings import check_seeds
 
@@ -45,7 +45,7 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
     from headcodes.report.schema import EvaluationFile
 
     scores = folder / "scores.safetensors"
-    stored = load_file(scores) if scores.exists() else {}
+    stored = with_names_of_today(load_file(scores)) if scores.exists() else {}
     arrays = {name: stored[name] for name in ARRAYS if name in stored}
     prompts, judged = folder / "prompts.json", folder / "evaluation.json"
     shape = document["n_layers"], document["n_heads"]
@@ -98,8 +98,8 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
         raise ValueError(f"codes have shape {codes.shape} for {n_component} heads")
     if codes is not None and record.pairs is not None and len(codes) != 2 * len(record.pairs):
         raise ValueError(f"{len(codes)} rows of codes for {len(record.pairs)} prompt pairs")
-    if codes is not None and len(arrays.get("judged", codes)) != len(codes):
-        raise ValueError(f"{len(arrays['judged'])} marks of judged prompts for {len(codes)} rows of codes")
+    if codes is not None and len(arrays.get("scored_prompts", codes)) != len(codes):
+        raise ValueError(f"{len(arrays['scored_prompts'])} marks of scored prompts for {len(codes)} rows of codes")
     return record
 
 

@@ -162,8 +162,8 @@ def _detail(run: RunRecord) -> dict[str, Any] | None:
         detail["codes"] = {
             f"a{layer}.h{head}": codes[:, layer * n_heads + head].astype(small) for layer, head in run.circuit.heads
         }
-        if (judged := run.arrays.get("judged")) is not None:
-            detail["judged"] = judged.astype(np.uint8)
+        if (scored := run.arrays.get("scored_prompts")) is not None:
+            detail["scored_prompts"] = scored.astype(np.uint8)
     if run.attention:
         detail["attention"] = [
             {

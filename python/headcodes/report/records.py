@@ -35,7 +35,20 @@ _PER_HEAD = {
     "score_high": "score: high",
     "selection_frequency": "selected",
 }
-ARRAYS = ("codes", "judged", "pair_p_family", "pair_q_values", "head_scores_by_seed", "pair_spread", "pair_consensus")
+ARRAYS = (
+    "codes",
+    "scored_prompts",
+    "pair_p_family",
+    "pair_q_values",
+    "head_scores_by_seed",
+    "pair_spread",
+    "pair_consensus",
+)
+
+
+def with_names_of_today(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arrays of a run or a cell under the names of ``ARRAYS``, also where an earlier version wrote them."""
+    return {"scored_prompts" if name == "judged" else name: array for name, array in arrays.items()}
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,8 @@ class RunRecord:
     Attributes:
         document: the object that ``--json`` prints (docs/result-json.md).
         circuit: the chosen heads and edges.
-        arrays: ``codes`` int32 [n_prompt, n_component] and ``judged`` bool [n_prompt], clean prompts first, as in
-            scores.safetensors; ``pair_p_family`` and ``pair_q_values`` [n_component, n_component], where pairs were
+        arrays: ``codes`` int32 [n_prompt, n_component] and ``scored_prompts`` bool [n_prompt], clean prompts first, as
+            in scores.safetensors; ``pair_p_family`` and ``pair_q_values`` [n_component, n_component], where pairs were
             tested; ``head_scores_by_seed`` [n_seed, n_layers, n_heads], ``pair_spread`` and ``pair_consensus``
             [n_component, n_component], where several seeds were asked for; ``causal_effects``, a number a head, where
             every head was patched.

@@ -12,7 +12,7 @@ import numpy as np
 from headcodes.circuit.circuit import Circuit
 from headcodes.files import reading
 from headcodes.report.curves import published_curves
-from headcodes.report.records import RunRecord, option_words
+from headcodes.report.records import RunRecord, option_words, with_names_of_today
 from headcodes.settings import SETTINGS, SHARED
 
 
@@ -38,7 +38,7 @@ def read_store(folder: Path | str, top: int = 20) -> list[RunRecord]:
 def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
     from headcodes.store.cells import read_arrays
 
-    arrays = read_arrays(folder, row)
+    arrays = with_names_of_today(read_arrays(folder, row))
     failure = (row["error"] or "no reason given") if row["status"] != "done" else None
     # A cell that failed has no scores, and perhaps no shape.
     shape = (row["n_layers"], row["n_heads"]) if failure is None else (1, 1)
@@ -75,7 +75,7 @@ def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
     record = RunRecord(
         document=document,
         circuit=circuit,
-        arrays={name: arrays[name] for name in ("codes", "judged") if name in arrays},
+        arrays={name: arrays[name] for name in ("codes", "scored_prompts") if name in arrays},
         curves=[] if failure else published_curves(row["model"], row["task"], row["method"], scores),
         error=failure,
     )

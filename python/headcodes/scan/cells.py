@@ -150,7 +150,7 @@ class Worker:
         findings, check = result.findings, result.task_check
         arrays = {
             "codes": findings.codes,
-            "judged": findings.judged,
+            "scored_prompts": findings.scored_prompts,
             "pair_scores": findings.pair_scores,
             "signed_scores": None if findings.signed is None else findings.signed_scores,
             "edge_scores": None if findings.edges is None else findings.edges.scores,

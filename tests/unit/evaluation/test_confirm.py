@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import headcodes
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesWarning
-from headcodes.evaluation.confirm import confirmation, edge_rows, on_held_out
+from headcodes.evaluation.confirm import confirm_heads, confirmation, edge_rows, on_held_out
 from headcodes.evaluation.faithfulness import behaviour
 from headcodes.graph import head_name, parse_head, split_slot
+from headcodes.interventions import verify as verify_module
 from headcodes.interventions.paths import PathEffects
 from headcodes.interventions.verify import in_order, shrunk
+from headcodes.methods.findings import Findings
 from headcodes.methods.inputs import Inputs
 from headcodes.models import planted
 from headcodes.prompts.pairs import PromptPair, PromptPairs
@@ -74,6 +77,28 @@ def test_patching_stops_after_ten_quiet_heads_in_a_row() -> None:
     assert (effects.shape, stopped) == ((2, 14), "all")
     effects, stopped = in_order(range(75), patched(truth, []), 0.05, lambda _parts: False, at_least=50)
     assert effects.shape == (2, 50)
+
+
+def test_patching_takes_at_most_ten_times_the_work_of_the_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
+    plant = planted.load("planted-ioi-480")
+    model = plant.model
+    tokens = tokenize(plant.task.build(model.tokenizer, n=20, seed=3), model.tokenizer)
+    findings = Findings.of(model)
+    findings.set_signed(torch.arange(model.n_components, 0, -1))  # the first layer's heads first
+    monkeypatch.setattr(
+        verify_module,
+        "patch_effects",
+        lambda _model, some, parts, *_, **__: (np.full((len(some), len(parts)), 9.0), None),
+    )
+    found = confirm_heads(Inputs(model, tokens), findings, None, seed=0)
+    assert (found.stopped, len(found.effects)) == ("budget", 16)
+    # In tokens times layers: a pair is proposed on in two forward passes and a backward pass, which costs three.
+    allowed = 10 * (2 + 3) * model.n_layers * sum(map(len, tokens.clean))
+    patched = 0
+    for clean, corrupt in list(zip(tokens.clean, tokens.corrupt, strict=True))[:16]:
+        patched += len(clean) - next(i for i, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b)
+    work = np.cumsum([patched * (model.n_layers - layer) for layer, _ in findings.parts])
+    assert work[len(found.heads) - 1] <= allowed < work[len(found.heads)]
 
 
 def test_estimates_lie_nearer_the_truth_than_exact_means_of_few_prompts() -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from headcodes import HeadcodesError, discover, methods, tasks
-from headcodes.discovery import check_request
 from headcodes.interventions.metric import METRICS, measure
 from headcodes.interventions.patch import answered, causal_truth
 from headcodes.interventions.runs import batches, ready, run
 from headcodes.methods.inputs import Inputs
+from headcodes.methods.request import check_request
 from headcodes.prompts.tokens import tokenize
 from made_pairs import flipped
 

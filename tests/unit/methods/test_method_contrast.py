@@ -103,8 +103,8 @@ def test_scores_add_both_changes_in_standard_deviations(tiny_model: Callable[...
     found = headcodes.discover(model, pairs, method="contrast", n_train=4, verify=None).findings
     to_answer, to_stream = (part.numpy() for part in Inputs(model, tokenize(pairs, model.tokenizer)).changes().values())
     assert found.codes is not None
-    assert found.judged is not None
-    untrained = [i for i in range(8) if found.judged[i] and found.judged[8 + i]]
+    assert found.scored_prompts is not None
+    untrained = [i for i in range(8) if found.scored_prompts[i] and found.scored_prompts[8 + i]]
     assert len(untrained) == 6
     flips = [[int(found.codes[i, head] != found.codes[8 + i, head]) for i in untrained] for head in range(12)]
     to_flips = to_stream * np.mean(flips, axis=1).reshape(3, 4)

@@ -55,10 +55,10 @@ def test_random_scores_follow_the_seed_alone(tiny_model: Any) -> None:
 def test_code_flips_are_the_share_of_pairs_whose_code_changes(tiny_model: Any) -> None:
     inputs = Inputs(tiny_model("gpt2"), token_pairs(12), Settings(n_train=6))
     found = methods.get("code-flip").find(inputs, seed=3)
-    codes, judged = found.codes, found.judged
+    codes, scored = found.codes, found.scored_prompts
     assert codes is not None
-    assert judged is not None
-    pairs = [i for i in range(12) if judged[i] and judged[12 + i]]
+    assert scored is not None
+    pairs = [i for i in range(12) if scored[i] and scored[12 + i]]
     assert len(pairs) == 9
     for head in range(12):
         share = np.mean([codes[i, head] != codes[12 + i, head] for i in pairs])

@@ -11,11 +11,12 @@ from tests.unit.methods.test_method_eap import token_pairs
 
 import headcodes
 from headcodes.cli.table import table
-from headcodes.discovery import check_request, explain
+from headcodes.discovery import explain
 from headcodes.errors import HeadcodesError
 from headcodes.graph import head_name
 from headcodes.methods import METHODS, get
 from headcodes.methods.inputs import Inputs
+from headcodes.methods.request import check_request
 from headcodes.methods.stability import N_RESAMPLES, draws
 from headcodes.models.model import Model
 from headcodes.settings import Settings
@@ -54,10 +55,10 @@ def test_codes_stay_those_of_all_pairs(tiny_model: Any) -> None:
     flips, hybrid = found["code-flip"], found["hybrid"]
     assert flips.resampled is not None
     assert flips.codes is not None
-    assert flips.judged is not None
-    judged = flips.judged[:12] & flips.judged[12:]
-    changed = (flips.codes[:12] != flips.codes[12:])[judged]
-    rows = draws(int(judged.sum()), 0)[5]
+    assert flips.scored_prompts is not None
+    scored = flips.scored_prompts[:12] & flips.scored_prompts[12:]
+    changed = (flips.codes[:12] != flips.codes[12:])[scored]
+    rows = draws(int(scored.sum()), 0)[5]
     np.testing.assert_allclose(flips.resampled.scores[5].ravel(), changed[rows].mean(0), atol=1e-6)
     eap = get("eap").find(inputs_of(tiny_model("llama"))).by_pair
     assert eap is not None

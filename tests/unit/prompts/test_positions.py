@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from headcodes import HeadcodesError, PromptPair, PromptPairs, methods, read_pairs, tasks
-from headcodes.discovery import check_request
 from headcodes.methods.inputs import Inputs
+from headcodes.methods.request import check_request
 from headcodes.models.asked import ask
 from headcodes.prompts.positions import find_positions, span_of, unmarked
 from headcodes.prompts.tokens import tokenize

@@ -190,7 +190,7 @@ def test_positive_only_codes_are_those_of_the_worked_example() -> None:
 
 
 def test_prompts_that_were_trained_on_do_not_count() -> None:
-    findings = replace(result().findings, judged=np.array([1, 1, 0, 1, 1, 0], dtype=bool))
+    findings = replace(result().findings, scored_prompts=np.array([1, 1, 0, 1, 1, 0], dtype=bool))
     counts = unique_codes(replace(result(), findings=findings).record())
     assert counts is not None
     # Without the third pair no code of a1.h0 is left that no negative has; a0.h0 is as before.

@@ -34,6 +34,16 @@ def test_what_a_folder_holds_reads_back_as_the_result_was(tmp_path: Path) -> Non
     assert read.document["circuit"]["nodes"] == ["a1.h0", "a0.h1", "a0.h0"]
 
 
+def test_prompts_that_were_scored_are_read_under_their_earlier_name_too(tmp_path: Path) -> None:
+    some = np.array([1, 1, 0, 1, 1, 0], dtype=bool)
+    its = result(findings=replace(result().findings, scored_prompts=some))
+    its.save(tmp_path, top=3)
+    arrays = load_file(tmp_path / "scores.safetensors")
+    arrays["judged"] = arrays.pop("scored_prompts")
+    save_file(arrays, tmp_path / "scores.safetensors")
+    assert page.render([read_folder(tmp_path)]) == page.render([its.record(top=3)])
+
+
 def test_sources_may_be_folders_of_folders_and_records(tmp_path: Path) -> None:
     for seed in (2, 0, 1):
         replace(result(), seed=seed).save(tmp_path / f"run{seed}")
@@ -155,6 +165,7 @@ def test_a_cell_of_a_scan_says_how_to_see_its_prompts(seed: int) -> None:
         **{"n_layers": 1, "n_heads": 2, "n_pairs": 20, "d_model": 4, "parallel_attn_mlp": False},
         **{"head_scores": [1.0, 0.0], "mention_scores": None, "dead_share": 0.0, "share_right": 1.0},
         **{"positive_logit_diff": 1.0, "negative_logit_diff": 0.0, "timings_s": [], "versions": []},
+        **dict.fromkeys(("stable", "n_resamples", "selection_frequency", "score_low", "score_high")),
     }
     record = stores._from_row(cell, Path("nowhere"), top=5)
     (why, how), *_ = Parts(page.render([record])).blocks["run-0"]["absent"][1:]

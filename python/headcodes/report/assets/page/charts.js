@@ -52,7 +52,7 @@
   // Keys and buttons do for everybody what a wheel and a mouse do: `stops` are the points that arrow keys visit.
   const chart = ({ figure, alt, caption, table, stops, choose, wide, least, zoom, small, name }) => {
     const plot = make("div", { className: "plot", role: "img", "aria-label": alt });
-    const said = make("p", { className: "quiet", role: "status" });
+    const status = make("p", { className: "quiet", role: "status" });
     const tools = make("div", { className: "tools" });
     const button = (text, title, action) =>
       tools.append(make("button", { type: "button", title, "aria-label": title, on: { click: () => (begin(), action()) } }, text));
@@ -97,7 +97,7 @@
       at = Math.max(0, Math.min(stops.length - 1, next));
       const stop = stops[at];
       Plotly.Fx.hover(plot, [{ curveNumber: stop.curve, pointNumber: stop.point }]);
-      said.textContent = stop.text;
+      status.textContent = stop.text;
     };
     if (stops && stops.length) {
       plot.tabIndex = 0;
@@ -110,7 +110,7 @@
     }
     const data = make("details", {}, make("summary", {}, "The same as a table"));
     data.addEventListener("toggle", () => data.open && data.children.length === 1 && data.append(inBox(table(), name)), { once: false });
-    const element = make("figure", { className: small ? "small" : "" }, holder, said, caption ? make("figcaption", {}, caption) : null, tools, data);
+    const element = make("figure", { className: small ? "small" : "" }, holder, status, caption ? make("figcaption", {}, caption) : null, tools, data);
     element.start = () => {
       document.documentElement.dataset.drawn = "no";
       waiting.set(plot, begin);

@@ -85,7 +85,7 @@
   const codeBrowser = (run, detail) => {
     const prompts = detail.prompts ? block(detail.prompts) : null;
     const half = detail.n_prompt / 2;
-    const judged = detail.judged ? decode(detail.judged) : null;
+    const scored = detail.scored_prompts ? decode(detail.scored_prompts) : null;
     const side = (i) => (i < half ? "clean" : "corrupt");
     const text = (i) => (prompts ? prompts[side(i)][i % half] : `${side(i)} prompt ${(i % half) + 1}`);
     const heads = Object.keys(detail.codes);
@@ -94,8 +94,8 @@
     const status = make("p", { className: "quiet", role: "status" });
     const box = make("div", { className: "tall codes", tabIndex: 0, role: "region", "aria-label": "Codes" });
     const list = (rows) => rows.length === 0 ? make("p", { className: "quiet" }, "none") :
-      make("ul", { className: "prompts" }, ...rows.map((i) => make("li", { className: judged && !judged[i] ? "unseen" : "" },
-        foreign(text(i), "prompt"), judged && !judged[i] ? make("span", { className: "quiet" }, "trained on, not counted") : null)));
+      make("ul", { className: "prompts" }, ...rows.map((i) => make("li", { className: scored && !scored[i] ? "unseen" : "" },
+        foreign(text(i), "prompt"), scored && !scored[i] ? make("span", { className: "quiet" }, "trained on, not counted") : null)));
     const bar = (count, most, name) => {
       const element = make("span", { className: `bar ${name}`, "aria-hidden": "true" });
       element.style.setProperty("--share", count / most);
@@ -112,7 +112,7 @@
         if (!found.has(codes[i])) found.set(codes[i], { clean: [], corrupt: [], counts: { clean: 0, corrupt: 0 } });
         const entry = found.get(codes[i]);
         entry[side(i)].push(i);
-        if (!judged || judged[i]) entry.counts[side(i)]++;
+        if (!scored || scored[i]) entry.counts[side(i)]++;
       }
       const rows = [...found].sort(([, a], [, b]) => b.counts.clean - b.counts.corrupt - (a.counts.clean - a.counts.corrupt) || b.clean.length - a.clean.length);
       const most = Math.max(1, ...rows.map(([, entry]) => Math.max(entry.counts.clean, entry.counts.corrupt)));
