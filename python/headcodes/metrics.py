@@ -1,4 +1,4 @@
-"""How well scores find a circuit: the field's metrics, each under an honest name.
+"""How well scores find a circuit: the field's metrics.
 
 ``scores`` are one number a head (or pair), larger meaning more likely in the circuit; ``labels`` say which
 ones are. Both may have any shape, the same one; NumPy, torch on the CPU, or lists. Metrics that need both

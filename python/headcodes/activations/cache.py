@@ -63,7 +63,7 @@ class Remembered:
 
 
 class RememberedModel(Model):
-    """A model known by its sizes and output weights; the model itself is opened when somebody asks for more."""
+    """A model known by its sizes and output weights; the model itself is opened when more is asked of it."""
 
     def __init__(self, about: Mapping[str, Any], W_O: Tensor, load: Callable[[], Model]) -> None:
         self._load = load

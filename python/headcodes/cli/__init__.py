@@ -79,7 +79,7 @@ def _run() -> None:
 
 
 def _flush() -> None:
-    """Write what is left; whoever read the output may have had enough (`| head`), which is no fault of anybody."""
+    """Write what is left; the reader may have closed the pipe (`| head`), which is no error."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream.flush()

@@ -210,7 +210,7 @@ def _ranking(
     n_resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    # A truth is about |effect|; layers without heads are ranked by nobody.
+    # A truth is about |effect|; layers without heads have no rank.
     scores, labels = np.abs(circuit.head_scores)[real], labels[real]
     found: dict[str, Any] = {
         "roc_auc": metrics.roc_auc(scores, labels),

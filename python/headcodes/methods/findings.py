@@ -135,8 +135,8 @@ class Findings:
             self.pair_scores[:, numbers] = 0
 
     def propose_pairs(self) -> None:
-        """Score every pair of heads by the product of its heads' scores: knows nothing of pairs, and finds the model's
-        edges far better than counts of code pairs do (docs/methods.md)."""
+        """Score every pair of heads by the product of its heads' scores, which finds the model's edges far better than
+        counts of code pairs do (docs/methods.md)."""
         flat = self.head_scores.ravel()
         self.pair_scores = np.outer(flat, flat)
         np.fill_diagonal(self.pair_scores, 0.0)

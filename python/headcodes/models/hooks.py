@@ -65,7 +65,7 @@ class NoHeads(nn.Module):
     """Stands where a layer without attention heads has no output projection, so that all layers can be asked alike.
 
     While its layer runs under ``running`` it is given heads' results of zeros, and what it makes of them, zeros, goes
-    into the stream: whoever listens or edits here finds heads that say nothing, and gradients of zero.
+    into the stream: hooks here find heads whose results are 0, and gradients of 0.
     """
 
     def __init__(self, n_columns: int) -> None:

@@ -24,7 +24,7 @@ def ask_hub(place: Source) -> bool:
     """
     answers = hub_answers()
     if not answers and hub_commit(place.name, place.revision) is None:
-        # Told apart: a switch that somebody set is not a network that is down.
+        # Told apart: a switch that was set is not a network that is down.
         switch = os.environ.get("HF_HUB_OFFLINE")
         reason = (
             f"HF_HUB_OFFLINE={switch} keeps the hub out" if switch else "no network: the hub's name does not resolve"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from headcodes.prompts.tokens import TokenPairs
 
-# Longer prompts are told apart by changed runs: nobody reads a bar a token of hundreds.
+# Longer prompts are told apart by changed runs: a chart of hundreds of bars, one a token, cannot be read.
 _MOST_TOKENS = 128
 
 

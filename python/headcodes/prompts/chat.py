@@ -38,7 +38,7 @@ def render_chat(pairs: PromptPairs, tokenizer: Any, system: str | None = None) -
         messages = [*first, {"role": "user", "content": text}]
         try:
             found: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template is a program of somebody else's: it can fail in every way
+        except Exception as error:  # a template is a foreign program: it can fail in every way
             from jinja2.exceptions import SecurityError
 
             unsafe = isinstance(error, SecurityError)
