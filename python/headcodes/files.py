@@ -286,9 +286,6 @@ def read_json(path: Path | str, what: str, mend: str, max_bytes: int = MAX_BYTES
 
     Args:
         path: see ``read_text``, as for what, mend and max_bytes.
-        what: see there.
-        mend: see there.
-        max_bytes: see there.
 
     Raises:
         HeadcodesError: as ``read_text``; no JSON; nested deeper than 64; a whole number of more than 19 digits; half

@@ -15,8 +15,8 @@ import headcodes
 from headcodes.codes.sae import TrainConfig
 from headcodes.codes.train import train
 from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.interventions.engine import EngineUsed
 from headcodes.interventions.verify import verify
-from headcodes.interventions.walk import EngineUsed
 from headcodes.methods import METHODS
 from made_pairs import token_pairs
 

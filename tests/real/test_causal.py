@@ -13,9 +13,9 @@ import headcodes
 from headcodes import tasks
 from headcodes.errors import HeadcodesWarning
 from headcodes.interventions import walk
+from headcodes.interventions.engine import Compute, EngineUsed
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.verify import verify
-from headcodes.interventions.walk import Compute, EngineUsed
 from headcodes.prompts.tokens import TokenPairs, tokenize
 
 pytestmark = pytest.mark.real

@@ -25,8 +25,9 @@ from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
 from headcodes.graph import check_heads
 from headcodes.interventions.edits import EditPlan
+from headcodes.interventions.engine import AUTO, Compute, EngineUsed
 from headcodes.interventions.metric import measure_log_p
-from headcodes.interventions.walk import AUTO, Compute, EngineUsed, run_edited
+from headcodes.interventions.walk import run_edited
 from headcodes.metrics import normalised
 from headcodes.progress import progress
 

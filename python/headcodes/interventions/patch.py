@@ -22,8 +22,9 @@ from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesError
 from headcodes.files import cache_dir, checksum
 from headcodes.interventions.edits import EditPlan, groups
+from headcodes.interventions.engine import AUTO, Compute, EngineUsed
 from headcodes.interventions.metric import measure_rows, whole_vocabulary
-from headcodes.interventions.walk import AUTO, Compute, EngineUsed, run_edited
+from headcodes.interventions.walk import run_edited
 from headcodes.progress import progress as progress_bar
 from headcodes.prompts.task_check import logit_differences
 from headcodes.provenance import code_checksum, library_versions

@@ -18,9 +18,10 @@ from headcodes import metrics
 from headcodes.errors import HeadcodesError
 from headcodes.graph import parse_head, split_slot
 from headcodes.interventions.edits import EditPlan
+from headcodes.interventions.engine import AUTO, Compute, EngineUsed
 from headcodes.interventions.patch import answered, logit_diffs
 from headcodes.interventions.verify import confirmed
-from headcodes.interventions.walk import AUTO, Compute, EngineUsed, run_edited
+from headcodes.interventions.walk import run_edited
 from headcodes.progress import progress
 
 if TYPE_CHECKING:

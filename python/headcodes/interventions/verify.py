@@ -11,8 +11,8 @@ import numpy as np
 from headcodes import metrics
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Part, check_heads, part_name
+from headcodes.interventions.engine import AUTO, Compute, EngineUsed
 from headcodes.interventions.patch import answered, patch_effects
-from headcodes.interventions.walk import AUTO, Compute, EngineUsed
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -17,15 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.edits import EditPlan, groups
+from headcodes.interventions.engine import AUTO, Compute, EngineUsed
 from headcodes.models.hooks import as_found
-from headcodes.models.memory import EDITED_BYTES, edited_bytes_per_token
+from headcodes.models.memory import edited_bytes_per_token
 from headcodes.models.model import Model
 from headcodes.models.prefix_cache import cache_argument, prefix_cache, why_not_walked
 from headcodes.models.relied import announce, body_of, soft_capped
@@ -45,44 +46,6 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 _LOW_PRECISION = 0.1
 # Answers alone are two or three logits that may lie near 0, where rounding in low precision looks like another model.
 _N_COMPARED = 64
-
-Engine = Literal["auto", "walk", "forward"]
-
-
-@dataclass(frozen=True)
-class Compute:
-    """How edited runs are computed.
-
-    Attributes:
-        engine: "walk" through the layers, "forward" passes of the whole model, or "auto": walk where it holds.
-        memory_bytes: Bound on the working memory of one batch, beside the weights.
-
-    Raises:
-        HeadcodesError: another engine.
-    """
-
-    engine: Engine = "auto"
-    memory_bytes: int = EDITED_BYTES
-
-    def __post_init__(self) -> None:
-        if self.engine not in get_args(Engine):
-            raise HeadcodesError("engine must be auto, walk or forward", repr(self.engine), "Leave it at auto.")
-
-
-AUTO = Compute()
-
-
-@dataclass(frozen=True)
-class EngineUsed:
-    """Which engine ran.
-
-    Attributes:
-        name: "walk" or "forward", as ``run_edited`` takes them.
-        why: why layers could not be walked through; None where they were, or where "forward" was asked for.
-    """
-
-    name: str
-    why: str | None = None
 
 
 def run_edited(

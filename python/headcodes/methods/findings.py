@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from headcodes.codes.recipes import Codes
     from headcodes.codes.sae import SparseAutoencoder
     from headcodes.graph import Edges
-    from headcodes.interventions.walk import EngineUsed
+    from headcodes.interventions.engine import EngineUsed
     from headcodes.methods.stability import ByPair, Resampled
     from headcodes.models.model import Model
     from headcodes.prompts.alignment import Alignment

@@ -12,8 +12,8 @@ from headcodes.errors import HeadcodesError
 from headcodes.evaluation import areas
 from headcodes.evaluation import faithfulness as faith
 from headcodes.graph import Edges
+from headcodes.interventions.engine import Compute
 from headcodes.interventions.reads import graph_of
-from headcodes.interventions.walk import Compute
 from headcodes.models.model import Model
 from headcodes.prompts.tokens import TokenPairs
 from made_pairs import one_change

@@ -13,9 +13,9 @@ from headcodes.activations import cache as activation_cache
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.interventions import patch as patching
 from headcodes.interventions import verify as verifying
+from headcodes.interventions.engine import Compute, EngineUsed
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.verify import verify
-from headcodes.interventions.walk import Compute, EngineUsed
 from headcodes.models.model import Model
 from headcodes.prompts.tokens import TokenPairs
 from plain_runs import CLOSE, FAMILIES, answered, plain_ld, seen, token_pairs

@@ -10,8 +10,8 @@ import torch
 
 from headcodes.errors import HeadcodesError
 from headcodes.interventions.carried import carried_edges, composed_edges
+from headcodes.interventions.engine import Compute
 from headcodes.interventions.paths import path_effects
-from headcodes.interventions.walk import Compute
 from headcodes.models.model import Model
 from headcodes.prompts.tokens import TokenPairs
 from plain_runs import CLOSE, answered, plain_ld, seen, token_pairs

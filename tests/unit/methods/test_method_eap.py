@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import made_pairs
 from headcodes.errors import HeadcodesError
+from headcodes.interventions.engine import Compute
 from headcodes.interventions.patch import causal_truth
-from headcodes.interventions.walk import Compute
 from headcodes.methods import eap
 from headcodes.methods.findings import Findings
 from headcodes.methods.inputs import Inputs

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from headcodes.errors import HeadcodesError
+from headcodes.interventions.engine import Compute
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.runs import batches, ready, run
-from headcodes.interventions.walk import Compute
 from headcodes.methods import METHODS, get
 from headcodes.methods.inputs import Inputs
 from headcodes.methods.relp import rules

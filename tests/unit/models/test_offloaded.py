@@ -13,8 +13,8 @@ import torch
 import made_pairs
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesWarning
+from headcodes.interventions.engine import Compute
 from headcodes.interventions.patch import causal_truth
-from headcodes.interventions.walk import Compute
 from headcodes.methods import Level, dla, eap
 from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
