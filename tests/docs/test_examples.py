@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import headcodes
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,3 +42,14 @@ def test_links_between_documents_lead_somewhere() -> None:
     for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), (path.name, target)
+
+
+def test_the_reference_holds_whatever_the_package_exports() -> None:
+    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^::: (\S+)$", reference, flags=re.MULTILINE)
+    for name, module in headcodes._EXPORTS.items():
+        assert f"headcodes.{module}.{name}" in shown
+    for module in headcodes._MODULES.values():
+        assert any(path.startswith(f"headcodes.{module}") for path in shown), module
+    for path in shown:
+        assert pkgutil.resolve_name(path) is not None

@@ -56,19 +56,22 @@ class Resampled:
 
     Attributes:
         scores: float32.
+        found: the scores of the pairs as they are.
         n_pairs: of a draw.
         stable: the selection frequency from which on a head is in the circuit.
     """
 
     scores: Float[np.ndarray, "n_resamples n_layers n_heads"]
+    found: Float[np.ndarray, "n_layers n_heads"]
     n_pairs: int
     stable: float
 
     @property
     def interval(self) -> tuple[Float[np.ndarray, "n_layers n_heads"], Float[np.ndarray, "n_layers n_heads"]]:
-        """Both ends of every score's percentile interval, of level ``LEVEL``."""
+        """Both ends of every score's percentile interval, of level ``LEVEL``, widened where it lacks the score itself:
+        a magnitude near 0 is larger in almost every draw."""
         low, high = np.quantile(self.scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-        return low, high
+        return np.minimum(low, self.found), np.maximum(high, self.found)
 
     def frequency(self, top: int) -> Float[np.ndarray, "n_layers n_heads"]:
         """Return the share of draws in which each head is among the ``top`` of largest score, that score above 0."""
@@ -132,7 +135,8 @@ def resample(findings: Findings, stable: float, seed: int) -> None:
         rows = torch.from_numpy(draws(len(by_pair.values), seed))
         shape = findings.head_scores.shape
         scores = [by_pair.score(by_pair.values[each]).reshape(shape).float() for each in rows]
-        findings.resampled = Resampled(torch.stack(scores).numpy(), len(by_pair.values), stable)
+        drawn = torch.stack(scores).numpy()
+        findings.resampled = Resampled(drawn, findings.head_scores, len(by_pair.values), stable)
 
 
 def draws(n_pairs: int, seed: int) -> Int[np.ndarray, "n_resamples n_pairs"]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_GROUPS = 24
 MOST_LINES = 10
 MOST_ROWS = 40
-_NUMBERS = re.compile(r"\d+")
+_NUMBERS = re.compile(r"\d{1,18}")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up")
 
@@ -80,9 +80,8 @@ def task_groups(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     for run in runs:
         if run.error is None:
             document = run.document
-            name = f"{document['model']} {document.get('revision') or ''}".strip()
             task = f"{document['task']} ({document['negative']})" if document["negative"] else document["task"]
-            groups[(*_asked(run), name, _shape(run))][task].append(run)
+            groups[(*_asked(run), run.model, _shape(run))][task].append(run)
     found: list[dict[str, Any]] = []
     for (method, level, stable, model, _), by_task in groups.items():
         if len(by_task) < 2 or len(found) == MOST_GROUPS:
@@ -128,7 +127,11 @@ def lines_figure(
     if interval is not None:
         below, above = np.clip([scores - interval[0], interval[1] - scores], 0.0, None).tolist()
         look = {"symmetric": False, "thickness": 1, "width": 3}
-        bars = [{"error_y": {"array": a, "arrayminus": b, **look}} for a, b in zip(above, below, strict=True)]
+        bars = [
+            # Half transparent: the bars of ten heads stand at one place.
+            {"error_y": {"array": a, "arrayminus": b, "color": CATEGORIES[i % len(CATEGORIES)] + "80", **look}}
+            for i, (a, b) in enumerate(zip(above, below, strict=True))
+        ]
     return {
         "data": [
             {

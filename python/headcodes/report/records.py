@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,12 @@ class RunRecord:
     attention: Sequence[AttentionPattern] = ()
     curves: Sequence[Curve] = ()
     error: str | None = None
+
+    @property
+    def model(self) -> str:
+        """The model's name, with its revision as a command line takes it: ``name@revision``."""
+        revision = self.document.get("revision")
+        return f"{self.document['model']}@{revision}" if revision else str(self.document["model"])
 
     @property
     def head_values(self) -> dict[str, np.ndarray]:
@@ -155,6 +162,11 @@ class RunRecord:
         if run.get("fallback") == NOT_ASKED_FOR:
             words += ["--no-gradient"]
         return shlex.join(map(str, words))
+
+
+def natural(text: str) -> list[str | int]:
+    """Return a key that sorts texts by the numbers in them: step-4 before step-16."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d{1,18})", text))]
 
 
 def option_words(settings: Mapping[str, Any], *names: str) -> list[Any]:

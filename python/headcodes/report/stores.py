@@ -12,7 +12,7 @@ import numpy as np
 from headcodes.circuit.circuit import Circuit
 from headcodes.files import reading
 from headcodes.report.curves import published_curves
-from headcodes.report.records import RunRecord, option_words, with_names_of_today
+from headcodes.report.records import RunRecord, natural, option_words, with_names_of_today
 from headcodes.settings import SETTINGS, SHARED
 
 
@@ -26,7 +26,7 @@ def read_store(folder: Path | str, top: int = 20) -> list[RunRecord]:
 
     rows = load_store(folder).to_pylist()
     asked = ("model", "revision", "task", "negative", "method", "level")
-    rows.sort(key=lambda row: ([str(row[name]) for name in asked], row["seed"]))
+    rows.sort(key=lambda row: ([natural(str(row[name])) for name in asked], row["seed"]))
     runs = []
     for row in rows:
         path = Path(folder) / "cells" / f"{row['identity']}.parquet"

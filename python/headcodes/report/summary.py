@@ -21,13 +21,13 @@ _N_TOP_IN_OVERVIEW = 3
 def page_title(runs: Sequence[RunRecord]) -> str:
     """Return the page's title."""
     if len(runs) == 1:
-        return f"{runs[0].document['model']}, {runs[0].document['task']}"
+        return f"{runs[0].model}, {runs[0].document['task']}"
     return f"{len(runs)} runs"
 
 
 def _label(run: RunRecord) -> str:
     document = run.document
-    return f"{document['model']} · {document['task']} · {document['method']} · {_drawn(run)}"
+    return f"{run.model} · {document['task']} · {document['method']} · {_drawn(run)}"
 
 
 def _drawn(run: RunRecord) -> str:
@@ -42,8 +42,7 @@ def overview_row(index: int, run: RunRecord) -> dict[str, Any]:
     return {
         "index": index,
         "label": _label(run),
-        "model": document["model"],
-        "revision": document.get("revision") or "",
+        "model": run.model,
         "task": document["task"],
         "negative": document["negative"],
         "method": document["method"],
@@ -64,7 +63,7 @@ def overview_matrix(runs: Sequence[RunRecord]) -> dict[str, Any] | None:
     """Return models x tasks: how many runs, how well the model does the task, how far seeds agree; None if 1 x 1."""
     cells: dict[tuple[str, str], list[RunRecord]] = defaultdict(list)
     for run in runs:
-        cells[run.document["model"], run.document["task"]].append(run)
+        cells[run.model, run.document["task"]].append(run)
     models = list(dict.fromkeys(model for model, _ in cells))
     tasks = list(dict.fromkeys(task for _, task in cells))
     if len(cells) < 2:

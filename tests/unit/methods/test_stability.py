@@ -17,7 +17,7 @@ from headcodes.graph import head_name
 from headcodes.methods import METHODS, get
 from headcodes.methods.inputs import Inputs
 from headcodes.methods.request import check_request
-from headcodes.methods.stability import N_RESAMPLES, draws
+from headcodes.methods.stability import N_RESAMPLES, Resampled, draws
 from headcodes.models.model import Model
 from headcodes.settings import Settings
 
@@ -103,6 +103,15 @@ def test_intervals_frequencies_and_the_circuit_are_counts_over_draws() -> None:
     again = headcodes.discover(model, pairs, method="eap", stable=0.9)
     assert again.findings.resampled is not None
     assert np.array_equal(again.findings.resampled.scores, resampled.scores)
+
+
+def test_an_interval_holds_its_score() -> None:
+    """Pairs that cancel: |mean| is 0 and larger in almost every draw."""
+    drawn = np.abs(np.random.default_rng(0).choice([-1.0, 1.0], (500, 12, 2)).mean(1)).reshape(500, 1, 2)
+    low, high = Resampled(drawn + np.array([0.01, 0.0]), np.array([[0.0, 5.0]]), 12, 0.9).interval
+    assert low.tolist() == [[0.0, 0.0]]
+    assert high[0, 1] == 5.0
+    assert 0.1 < high[0, 0] < 1.0
 
 
 def test_default_is_drawn_anew_in_place_of_being_patched() -> None:

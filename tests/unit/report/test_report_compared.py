@@ -12,7 +12,8 @@ import pytest
 from headcodes.circuit.circuit import Circuit
 from headcodes.report.compared import checkpoint_groups, specificity, task_groups
 from headcodes.report.page import render
-from headcodes.report.records import RunRecord
+from headcodes.report.records import RunRecord, natural
+from headcodes.report.summary import overview_matrix
 from made_report import HOSTILE, Parts, result
 
 SHAPE = (2, 2)
@@ -125,3 +126,19 @@ def test_foreign_names_stay_text_on_the_page() -> None:
     assert Parts(render(runs[:1])).blocks["checkpoints"] == []
     ids = re.findall(r'\sid="([^"]+)"', html[: html.index('id="plotly"')])
     assert len(ids) == len(set(ids))  # a block and an element of one name: the script would read the wrong one
+
+
+def test_the_overview_tells_revisions_apart() -> None:
+    matrix = overview_matrix(ALONG)
+    assert matrix is not None
+    assert [row["model"] for row in matrix["rows"]] == ["m@step1000", "m@step20", "m@step3000"]
+    assert [row["cells"][0]["n"] for row in matrix["rows"]] == [2, 1, 2]
+    html = render(ALONG)
+    for revision in ("step20", "step1000", "step3000"):
+        assert f'data-model="m@{revision}"' in html
+    assert "m@step20 · made-up · eap · seed 0" in html
+
+
+def test_numbers_in_names_sort_as_numbers() -> None:
+    names = ["run/step-4", "run/step-16", "a", "10", "9", "step" + "9" * 5000]
+    assert sorted(names, key=natural) == ["9", "10", "a", "run/step-4", "run/step-16", "step" + "9" * 5000]

@@ -44,7 +44,7 @@
         rows.sort((a, b) => {
           const [x, y] = [key(a), key(b)];
           if (x === null || y === null) return (x === null) - (y === null); // missing last, either way
-          return sign * (typeof x === "number" ? x - y : x.localeCompare(y));
+          return sign * (typeof x === "number" ? x - y : x.localeCompare(y, "en", { numeric: true })); // step-4 before step-16
         });
         body.append(...rows);
       });
@@ -93,7 +93,8 @@
       place(at,
         chart({ figure: group.lines, name: "checkpoint lines", wide: true,
           alt: `Scores of ${group.lines.data.length} heads along ${group.checkpoints.length} checkpoints`,
-          caption: `Checkpoints, and runs of each: ${times(group.checkpoints, group.n_runs)}.`,
+          caption: `Checkpoints, and runs of each: ${times(group.checkpoints, group.n_runs)}.`
+            + (group.lines.data.some((line) => line.error_y) ? " Bars: 95% intervals of the scores over draws of the pairs." : ""),
           table: () => curveTable(group.lines) }),
         chart({ figure: group.matrix, name: "checkpoint matrix", wide: true,
           alt: `Matrix of ${group.heads.length} heads by ${group.checkpoints.length} checkpoints: score`,
