@@ -159,6 +159,7 @@ def test_a_cell_of_a_scan_says_how_to_see_its_prompts(seed: int) -> None:
         "error": None,
         "arrays_sha256": None,
         "projection": None,
+        **{"stable": None, "selection_frequency": None},
         **{"model": "it's", "revision": "step1", "task": "ioi", "negative": "abc", "prompts": "", "method": "paper"},
         **{"seed": seed, "prompt_seed": 0, "level": "node", "n_prompts": 20, "n_train": 5, "positions": "last"},
         **{"bos": "no", "bos_added": False, "device": "cpu", "dtype": "float32", "threads": 1, "backend": "torch"},
