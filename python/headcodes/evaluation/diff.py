@@ -96,7 +96,7 @@ def diff(a: Circuit, b: Circuit) -> Difference:
         x = np.abs([a.node_scores[name] for name in shared])
         correlation = rank_correlation(x, [b.node_scores[name] for name in shared])
     nodes_a, nodes_b, listed_a, listed_b = set(a.nodes), set(b.nodes), a.edges, b.edges
-    reduced = bool(a.edges and b.edges) and beyond_pairs(a.edges) != beyond_pairs(b.edges)
+    reduced = bool(a.edges and b.edges) and _kind(a.edges) != _kind(b.edges)
     if reduced:
         listed_a, listed_b = _pairs_of_heads(a.edges), _pairs_of_heads(b.edges)
     edges_a, edges_b = set(listed_a), set(listed_b)
@@ -120,6 +120,11 @@ def _effects_apart(a: Circuit, b: Circuit) -> list[tuple[str, float, float]]:
     apart = [row for row in both if row[1]["low"] > row[2]["high"] or row[2]["low"] > row[1]["high"]]
     found = [(name, float(ours["effect"]), float(theirs["effect"])) for name, ours, theirs in apart]
     return sorted(found, key=lambda row: -abs(row[1] - row[2]))
+
+
+def _kind(edges: Iterable[tuple[str, str]]) -> tuple[bool, bool]:
+    """Say whether edges name other parts than heads, and whether they enter heads as a whole."""
+    return beyond_pairs(edges), any(parse_head(destination) is not None for _, destination in edges)
 
 
 def _pairs_of_heads(edges: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

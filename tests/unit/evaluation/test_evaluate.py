@@ -285,6 +285,11 @@ def test_diff_of_pairs_and_of_a_graph_with_slots_is_of_the_pairs_that_both_join(
     assert found.edges_only_b == [("a0.h0", "a1.h1")]
     assert found.edge_jaccard == pytest.approx(1 / 3)
     assert "pairs of heads" in found.as_text()
+    confirmed = Circuit(**shape, edges=(("a0.h0", "a1.h0<v>"), ("a0.h1", "a1.h0<q>")))  # slots, and heads alone
+    for one, other in ((ours, confirmed), (confirmed, ours)):
+        assert diff(one, other).edges_as == "pairs of heads"
+        assert diff(one, other).edges_both == [("a0.h0", "a1.h0")]
+    assert diff(confirmed, confirmed).edges_as == "named"
     assert diff(graph, graph).edges_as == "named"
     assert len(diff(graph, graph).edges_both) == 5
 
