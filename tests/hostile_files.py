@@ -35,6 +35,26 @@ VALUES = [
 ]  # fmt: skip
 
 
+# The row of a finished cell.
+ROW: dict[str, Any] = {
+    "identity": "a" * 32,
+    "status": "done",
+    "model": "m",
+    "task": "ioi",
+    "negative": "abc",
+    "method": "paper",
+    "level": "node",
+    "seed": 0,
+    "n_layers": 2,
+    "n_heads": 2,
+    "d_model": 8,
+    "n_pairs": 3,
+    "head_scores": [1.0, 2.0, 3.0, 4.0],
+    "timings_s": [("total", 1.0)],
+    "versions": [("torch", "2")],
+}
+
+
 def nested(depth: int) -> str:
     return "[" * depth + "]" * depth
 

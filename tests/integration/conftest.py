@@ -1,5 +1,5 @@
-"""What these tests share: the command line called in this process, and, for scans, a plan of several models with the
-store of a scan of it that nothing disturbed."""
+"""What these tests share: models and prompts on disk and, for scans, a plan of several models with the store of a scan
+of it that nothing disturbed."""
 
 from __future__ import annotations
 
@@ -14,33 +14,10 @@ from typing import Any
 
 import pytest
 
-from headcodes import PromptPairs, cli, tasks
+from headcodes import PromptPairs, tasks
 from headcodes.models.sources import packaged_gguf
 from scan_command import PLANTED, command
 from scan_plan import LISTS, N_CELLS, SMALL, as_words, results, write_random_models
-
-
-@pytest.fixture
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Tests neither fill nor find the user's cache."""
-    monkeypatch.setenv("HEADCODES_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """``run("discover", "--json")`` gives exit status, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["headcodes", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headcodes import cli
 from headcodes.circuit.circuit import Circuit
 from headcodes.circuit.formats import load_circuit
 from headcodes.models.load import load_model
@@ -179,23 +178,14 @@ diff /dev/zero /dev/zero
 
 
 def test_command_lines_that_cannot_be(
-    tmp_path: Path, record_attacks: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Any, own_cache: None, record_attacks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HEADCODES_CACHE", str(tmp_path / "cache"))
     found = []
     for line in (*REFUSED.strip().splitlines(), "cache ls"):
         if line == "cache ls":
             monkeypatch.setenv("HEADCODES_CACHE", "~nobody-here/c")
-        monkeypatch.setattr(sys, "argv", ["headcodes", *line.split()])
-        status: object = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = stop.code
-        except BaseException as error:
-            status = repr(error)
-        out, err = capsys.readouterr()
+        status, out, err = run(*line.split())
         wrong = status != 2 or out or "Traceback" in err or not err.strip()
         found.append((f"status {status}: {err[-300:]}" if wrong else None, line))
     record_attacks("command line", found)

@@ -26,7 +26,7 @@ from headcodes.report.folders import read_runs
 from headcodes.store.cells import SCHEMA
 from headcodes.store.folders import run_folder
 from headcodes.store.kept import keep_note, keep_tensors, kept_note, kept_tensors
-from hostile_files import flipped_or_cut, misbehaves, variants
+from hostile_files import ROW, flipped_or_cut, misbehaves, variants
 from made_report import result
 
 Record = Callable[[str, Any], None]
@@ -132,23 +132,6 @@ def test_damaged_autoencoders(run: Path, tmp_path: Path, name: str, record_attac
     record_attacks("damaged autoencoder", found)
 
 
-ROW: dict[str, Any] = {
-    "identity": "a" * 32,
-    "status": "done",
-    "model": "m",
-    "task": "ioi",
-    "negative": "abc",
-    "method": "paper",
-    "level": "node",
-    "seed": 0,
-    "n_layers": 2,
-    "n_heads": 2,
-    "d_model": 8,
-    "n_pairs": 3,
-    "head_scores": [1.0, 2.0, 3.0, 4.0],
-    "timings_s": [("total", 1.0)],
-    "versions": [("torch", "2")],
-}
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=9) | st.sampled_from(["", "\0", "failed", "x" * 5000, "../../x"])
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, -1, 10**9, 2**62])
 OF_TYPE: dict[pa.DataType, Any] = {

@@ -259,31 +259,6 @@ def test_the_model_read_ahead_is_the_one_wanted_next() -> None:
     assert queue.ahead(last[1]) is None
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "a: &a [x, x]\nb: &b [*a, *a]\nmodels: [*b]",
-        "models: [" * 3000,
-        "models: [x]\nn_prompts: " + "9" * 5000,
-        "models: [x]\nn_prompts: 99999999999999999999",
-        "models: [x]\nseeds: [18446744073709551616]",
-        "models: [x]\nprompt_seed: 9223372036854775808",
-        'models: ["\\ud800"]',
-        "!!python/object/apply:os.system [true]",
-        "models: [x]\nthreads: 99999999999",
-        " " * (1 << 20) + "models: [x]",
-        "\0",
-    ],
-    ids=lambda text: repr(text[:30]),
-)
-def test_hostile_plans_are_one_line_with_the_name_of_the_file(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text(text)
-    with pytest.raises(HeadcodesError, match=r"mine\.yaml") as caught:
-        list(Plan.from_yaml(path).cells())
-    assert len(str(caught.value)) < 1000
-
-
 def test_a_plan_from_a_device_is_refused() -> None:
     with pytest.raises(HeadcodesError, match="a device"):
         Plan.from_yaml("/dev/zero")
