@@ -285,7 +285,7 @@ def read_json(path: Path | str, what: str, mend: str, max_bytes: int = MAX_BYTES
     """Return what a JSON file holds; NaN and the infinities, which other tools write, are numbers here.
 
     Args:
-        path: see ``read_text``, as for what, mend and max_bytes.
+        path, what, mend, max_bytes: as ``read_text`` takes them.
 
     Raises:
         HeadcodesError: as ``read_text``; no JSON; nested deeper than 64; a whole number of more than 19 digits; half

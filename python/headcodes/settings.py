@@ -119,6 +119,17 @@ SHARED = tuple(_types(SharedSettings))
 SETTINGS = {name: kind for name, kind in _types(Settings).items() if name not in SHARED} | _types(SharedSettings)
 
 
+def plain(name: str) -> str:
+    """Return a name from elsewhere that can be printed.
+
+    Raises:
+        ValueError: it has control characters, which command a terminal and have no place in XML.
+    """
+    if re.search("[\x00-\x1f\x7f-\x9f]", name):
+        raise ValueError("have no control characters")
+    return name
+
+
 # How many heads are patched exactly: so many; "auto": in rank order until no more are confirmed; None: none.
 Verify = int | Literal["auto"] | None
 

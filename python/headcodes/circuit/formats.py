@@ -29,7 +29,7 @@ from headcodes.circuit.auto_circuit import write_prune_scores
 from headcodes.circuit.circuit import Circuit
 from headcodes.circuit.mib import from_mib, write_mib
 from headcodes.errors import HeadcodesError, missing_package
-from headcodes.files import atomic_write, read_json, reading
+from headcodes.files import atomic_write, read_json, reading, regular
 from headcodes.graph import Edges, parse_head, split_slot
 
 
@@ -135,7 +135,7 @@ def _read_edges(circuit: Path, name: str) -> Edges:
     with reading("the file of edge scores that the circuit names must lie beside it", circuit.parent / name, mend):
         if Path(name).name != name:
             raise ValueError("no plain file name")
-        with safe_open(circuit.with_name(name), framework="numpy") as file:
+        with safe_open(regular(circuit.with_name(name)), framework="numpy") as file:
             scores, names = file.get_tensor("edge_scores"), file.metadata() or {}
         sources, destinations = names["edge_sources"].split(), names["edge_destinations"].split()
         if scores.shape != (len(sources), len(destinations)):

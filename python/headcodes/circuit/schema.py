@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AllowInfNan, BaseModel, BeforeValidator, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic takes no other below Python 3.12
 
+from headcodes.settings import plain
+
 
 def _writable(values: dict[str, Any]) -> dict[str, Any]:
     try:
@@ -32,6 +34,9 @@ class _Effect(_Schema):
 _Edge = Annotated[tuple[str, str, float | None], Field(strict=False)]
 
 
+_Name = Annotated[str, AfterValidator(plain)]
+
+
 class CircuitFile(_Schema):
     """The object of a circuit.json."""
 
@@ -45,9 +50,9 @@ class CircuitFile(_Schema):
     node_scores: dict[str, float] = {}
     d_model: int | None = None
     parallel_attn_mlp: bool = False
-    model: str = ""
-    task: str = ""
-    method: str = ""
+    model: _Name = ""
+    task: _Name = ""
+    method: _Name = ""
     meta: Annotated[dict[str, Any], AfterValidator(_writable)] = {}
     effects: Annotated[dict[str, _Effect], BeforeValidator(_writable)] = {}
     edge_scores_file: str | None = None

@@ -112,10 +112,15 @@ def _complain(message: str, status: int, error: BaseException) -> None:
         traceback.print_exception(error)
     line = " ".join(message.split())
     line = line if len(line) <= _MAX_MESSAGE else f"{line[: _MAX_MESSAGE // 2]} ... {line[-_MAX_MESSAGE // 2 :]}"
-    print(f"headcodes: {line}", file=sys.stderr)
+    print(f"headcodes: {_printable(line)}", file=sys.stderr)
     sys.exit(status)
+
+
+def _printable(text: str) -> str:
+    """Return text of one line in which nothing commands a terminal: names in it are anybody's."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_place: object, **_more: object) -> None:
     if issubclass(category, HeadcodesWarning):
-        print(f"headcodes: warning: {message}", file=sys.stderr)
+        print(f"headcodes: warning: {_printable(str(message))}", file=sys.stderr)

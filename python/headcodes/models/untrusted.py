@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headcodes.errors import HeadcodesError
+from headcodes.files import regular
 
 # Formats that are, or may hold, pickles: reading one can run whatever its writer liked.
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -21,9 +22,13 @@ def refuse_pickles(folder: Path) -> None:
     """Refuse a folder whose weights are pickled; beside safetensors, which are taken, a pickle is not opened.
 
     Raises:
-        HeadcodesError: the folder has pickles and no safetensors.
+        HeadcodesError: the folder has pickles and no safetensors, or a pipe or device, which a library would wait for.
     """
-    names = sorted(path.name for path in folder.iterdir())
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        if path.exists() and not path.is_dir():
+            regular(path)
+    names = [path.name for path in paths]
     pickles = [name for name in names if name.lower().endswith(_PICKLED)]
     if pickles and not any(name.endswith(".safetensors") for name in names):
         raise HeadcodesError(

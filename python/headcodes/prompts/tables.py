@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from headcodes.errors import HeadcodesError, missing_package
-from headcodes.files import read_json, read_text, reading, regular
+from headcodes.files import MAX_BYTES, read_json, read_text, reading, regular
 from headcodes.prompts.rows import RowError
+from headcodes.settings import MOST_PROMPTS, plain
 
 FORM = '{"prompts": [{"clean": "...", "corrupt": "...", "answers": [" yes"], "wrong_answers": [" no"]}]}'
 SUFFIXES = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
@@ -66,6 +67,10 @@ def _json(path: Path) -> tuple[list[Row], dict[str, str]]:
         for key, value in about.items():
             if not isinstance(value, str):
                 raise HeadcodesError(f"'{key}' of {path} must be a string", repr(value), "Leave it out or name it.")
+            try:
+                plain(value)
+            except ValueError as error:
+                raise HeadcodesError(f"'{key}' of {path} must {error}", ascii(value), "Name it otherwise.") from error
     return [(where := f"prompt {index} of {path}", _object(row, where)) for index, row in enumerate(rows)], about
 
 
@@ -124,8 +129,24 @@ def _csv(path: Path) -> list[Row]:
 def _parquet(path: Path) -> list[Row]:
     import pyarrow.parquet
 
+    table: list[Any] = []
+    n_bytes = 0
     with reading("a prompt file (Parquet) must be whole", path, "Check the file."):
-        table = pyarrow.parquet.read_table(regular(path), page_checksum_verification=True).to_pylist()
+        file = pyarrow.parquet.ParquetFile(regular(path), page_checksum_verification=True)
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        # A text that stands once in a file can be the cell of every row: rows are unpacked few enough at a time.
+        longest = max((group.total_byte_size for group in groups), default=0)
+        for batch in file.iter_batches(batch_size=max(1, min(1024, MAX_BYTES // max(longest, 1)))):
+            rows = batch.to_pylist()
+            texts = sum(len(cell) for row in rows for cell in row.values() if isinstance(cell, str))
+            n_bytes += max(batch.nbytes, texts)
+            if n_bytes > MAX_BYTES or len(table) + len(rows) > MOST_PROMPTS:
+                raise HeadcodesError(
+                    f"a prompt file must have at most {MOST_PROMPTS:,} rows, of {MAX_BYTES:,} bytes unpacked",
+                    f"{path} of more",
+                    "Take fewer rows.",
+                )
+            table += rows
     return [(f"row {index} of {path}", row) for index, row in enumerate(table)]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headcodes.errors import HeadcodesError
-from headcodes.files import atomic_write
+from headcodes.files import atomic_write, regular
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -157,7 +157,7 @@ def load_attention(folder: Path) -> list[AttentionPattern]:
     path = folder / _FILE
     if not path.exists():
         return []
-    with safe_open(path, framework="numpy") as file:
+    with safe_open(regular(path), framework="numpy") as file:
         about = json.loads((file.metadata() or {}).get("examples", "[]"))
         examples = []
         for i, entry in enumerate(about):

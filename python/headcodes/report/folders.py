@@ -10,7 +10,7 @@ import numpy as np
 
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
-from headcodes.files import checked, read_json, reading
+from headcodes.files import checked, read_json, reading, regular
 from headcodes.prompts.pairs import PromptPairs
 from headcodes.report.attention import load_attention
 from headcodes.report.curves import curves_of_evaluation, published_curves
@@ -45,7 +45,7 @@ def _from_folder(folder: Path, document: Mapping[str, Any]) -> RunRecord:
     from headcodes.report.schema import EvaluationFile
 
     scores = folder / "scores.safetensors"
-    stored = with_names_of_today(load_file(scores)) if scores.exists() else {}
+    stored = with_names_of_today(load_file(regular(scores))) if scores.exists() else {}
     arrays = {name: stored[name] for name in ARRAYS if name in stored}
     prompts, judged = folder / "prompts.json", folder / "evaluation.json"
     shape = document["n_layers"], document["n_heads"]

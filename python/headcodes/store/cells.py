@@ -217,10 +217,21 @@ def _seal(table: pa.Table) -> bytes:
     return xxhash.xxh3_128_hexdigest(repr(table.to_pylist()).encode()).encode()
 
 
+# Of a file: a pack of cells of 60,000 heads each.
+_MOST_ROWS, _MOST_VALUES = packs.WORTH, 1 << 25
+
+
 def _read_table(path: Path) -> pa.Table:
     packs.refuse_irregular(path)
     # Not read_table, which takes twice as long to find out that it is given one file.
-    table = pq.ParquetFile(path, page_checksum_verification=True).read()
+    file = pq.ParquetFile(path, page_checksum_verification=True)
+    about = file.metadata
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    n_values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
+    if about.num_rows > _MOST_ROWS or n_values > _MOST_VALUES:
+        # Equal values take no room in a file, and much in memory.
+        raise ValueError(f"{about.num_rows:,} rows of {n_values:,} values")
+    table = file.read()
     if not packs.is_pack(path) and (table.num_rows != 1 or table.column("identity")[0].as_py() != path.stem):
         raise ValueError("it holds no row of its own name")
     seal = (table.schema.metadata or {}).get(_SEAL)

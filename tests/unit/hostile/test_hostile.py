@@ -174,7 +174,22 @@ export /dev/zero out
 report /dev/zero
 evaluate /dev/zero
 diff /dev/zero /dev/zero
+discover --prompts \x1b[31mred.json
+discover --model \x1b[31mred
+discover --model \udcff\udcfe
+report \udcff
+export \udcff out
+discover --model ../../etc/passwd
+discover --device cuda:99999999999999999999
+discover --fdr nan
+discover --stable nan
+discover --method paper --stable 1e999
+push . ../../x
 """
+LONG = (
+    *("discover --model LONG", "discover --prompts LONG", "discover --out LONG --model planted-ioi", "report LONG"),
+    *("scan LONG", "scan --models LONG --dry-run", "evaluate LONG", "export LONG out", "diff LONG LONG"),
+)
 
 
 def test_command_lines_that_cannot_be(
@@ -182,12 +197,12 @@ def test_command_lines_that_cannot_be(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     found = []
-    for line in (*REFUSED.strip().splitlines(), "cache ls"):
+    for line in (*REFUSED.strip().splitlines(), *(line.replace("LONG", "x" * 200_000) for line in LONG), "cache ls"):
         if line == "cache ls":
             monkeypatch.setenv("HEADCODES_CACHE", "~nobody-here/c")
         status, out, err = run(*line.split())
-        wrong = status != 2 or out or "Traceback" in err or not err.strip()
-        found.append((f"status {status}: {err[-300:]}" if wrong else None, line))
+        wrong = status != 2 or out or "Traceback" in err or not err.strip() or len(err) > 1100 or "\x1b" in err
+        found.append((f"status {status}: {err[-300:]}" if wrong else None, line[:200]))
     record_attacks("command line", found)
 
 
