@@ -67,6 +67,15 @@ def test_finished_cells_are_packed_and_read_the_same(singly: Path, monkeypatch: 
     assert names(singly) == kept, "nothing is left to pack"
 
 
+def test_failed_cells_stay_in_files_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packs, "WORTH", 2)
+    store = Store(tmp_path)
+    keep(store, 0, "failed")
+    keep(store, 1)
+    keep(store, 2)
+    assert [name.partition("-")[0] for name in names(tmp_path)] == [f"{IDENTITIES[0]}.parquet", "pack"]
+
+
 def test_others_read_packs_and_single_cells_at_once(packed: Path) -> None:
     duckdb = pytest.importorskip("duckdb")
     found = duckdb.sql(
