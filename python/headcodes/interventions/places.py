@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class _PatchesAt(EditPlan):
-    """Row r takes one part from the corrupted run, at some positions (counted from the first changed token) alone."""
+    """Row r takes one part from the corrupted run, at some positions alone.
+
+    They are counted from the end, below 0: a walk has no positions before the first changed token, a whole pass has.
+    """
 
     def __init__(self, rows: Sequence[tuple[Part, list[int]]]) -> None:
         self.rows = list(rows)
@@ -35,12 +38,14 @@ class _PatchesAt(EditPlan):
     def edit_heads(self, layer: int, z: Float[Tensor, "row pair pos head d_head"]) -> None:
         for row, ((where, head), places) in enumerate(self.rows, start=2):
             if where == layer and head is not None:
-                z[row, :, places, head] = z[1, :, places, head]
+                for place in places:  # a list as an index would be copied to the device
+                    z[row, :, place, head] = z[1, :, place, head]
 
     def edit_mlp(self, layer: int, output: Float[Tensor, "row pair pos d_model"]) -> None:
         for row, ((where, head), places) in enumerate(self.rows, start=2):
             if where == layer and head is None:
-                output[row, :, places] = output[1, :, places]
+                for place in places:
+                    output[row, :, place] = output[1, :, place]
 
     def part(self, rows: slice) -> EditPlan:
         return _PatchesAt(self.rows[rows])
@@ -69,7 +74,7 @@ def effects_by_place(
     with progress("patching places", total=len(tokens)) as advance:
         for (start, of_tokens), pairs in alike.items():
             positions: dict[int, list[int]] = {}
-            for position, place in enumerate(of_tokens[start:]):
+            for position, place in enumerate(of_tokens[start:], start=start - len(of_tokens)):
                 if place >= 0:
                     positions.setdefault(place, []).append(position)
             rows = [(i, place) for i in ordered for place in positions]
@@ -82,8 +87,7 @@ def effects_by_place(
                 pairs: list[int] = pairs,
                 rows: list[tuple[int, int]] = rows,
             ) -> None:
-                for index, values in zip(indices, logits, strict=True):
-                    found = logit_diffs(some, index, values, metric)
+                for index, found in zip(indices, logit_diffs(some, indices, logits, metric), strict=True):
                     for (part, place), value in zip(rows, found[2:], strict=True):
                         effects[pairs[index], part, place] = found[0] - value
                 advance(len(indices))

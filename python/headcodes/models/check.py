@@ -133,7 +133,9 @@ def _stream(model: Model, record: Record) -> dict[str, Any]:
     beside: list[str | None] = []
     largest, reason, norms = 0.0, None, False
     for layer in range(model.n_layers):
-        entered, left = record.entered[layer].double(), record.left[layer].double()
+        left = record.left[layer].double()
+        # With device_map, the layer before it may lie on another device.
+        entered = record.entered[layer].to(left)
         parts = {}
         for kind in ("z", "mlp"):
             written = record.written.get((kind, layer))
@@ -295,7 +297,8 @@ def _logit_scale(model: Model, record: Record) -> float:
     if model.final_norm is None or record.final is None:
         return 1.0
     weight, bias = unembedding(model.unembed, scored_tokens(model))
-    hidden = model.final_norm(record.final[:, -1].to(weight.device)).float()
+    # The norm may lie on another device than the unembedding that is tied to the embedding.
+    hidden = model.final_norm(record.final[:, -1]).to(weight.device).float()
     if hidden.shape[-1] != weight.shape[-1]:
         return 1.0
     plain = nn.functional.linear(hidden, weight, bias).flatten()
