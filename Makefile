@@ -145,9 +145,9 @@ bench-planted: setup
 bench-gpu: setup
 	$(BIN)/python bench/gpu_encode.py
 
-# The first look at a GPU: one JSON to attach to an issue. Without one it says so, and leaves with status 1.
+# The first look at a GPU: one JSON to attach to an issue. Without one it says so in one line, and leaves with status 2.
 gpu-check: setup
-	$(BIN)/python bench/gpu_check.py build/gpu-check.json
+	@$(BIN)/python bench/gpu_check.py build/gpu-check.json
 
 # Prose, examples and the notebook are run, so that they cannot go stale.
 docs: setup
