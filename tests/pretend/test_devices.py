@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from tests.pretend import device
@@ -15,9 +18,16 @@ import headcodes
 from headcodes.codes.sae import TrainConfig
 from headcodes.codes.train import train
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.interventions.engine import EngineUsed
+from headcodes.evaluation.faithfulness import behaviour
+from headcodes.interventions.ablate import EdgeAblation, HeadAblation
+from headcodes.interventions.carried import carried_edges
+from headcodes.interventions.patch import patch_effects
+from headcodes.interventions.paths import path_effects
+from headcodes.interventions.places import effects_by_place
 from headcodes.interventions.verify import verify
-from headcodes.methods import METHODS
+from headcodes.methods import METHODS, atp_star, eap
+from headcodes.models.model import Model
+from headcodes.prompts.alignment import align
 from made_pairs import token_pairs
 
 
@@ -51,8 +61,8 @@ def test_a_replay_that_does_nothing_is_refused() -> None:
         trained(rows().to("pretend:1"))
 
 
-def opened(tiny_hf: Any, tokenizer: Any, **changes: Any) -> Any:
-    return headcodes.load_model(tiny_hf("llama", **changes), tokenizer=tokenizer)
+def opened(tiny_hf: Any, tokenizer: Any, family: str = "llama", **changes: Any) -> Any:
+    return headcodes.load_model(tiny_hf(family, **changes), tokenizer=tokenizer)
 
 
 def discovered(model: Any, tokenizer: Any, method: str, n: int = 6) -> Any:
@@ -62,16 +72,18 @@ def discovered(model: Any, tokenizer: Any, method: str, n: int = 6) -> Any:
         return headcodes.discover(model, pairs, method=method, verify=None)
 
 
-# Each part, or layer, of the model has passes of its own there; the search of acdc takes the steps it takes; relp looks
-# once a run at how each layer's MLP and norms are built.
+# Of these, each layer or part has passes of its own, or is looked at once a run: see below.
 BY_PART = ("eap-ig-activations", "acdc", "atp-star", "patching", "relp", "relp-ah")
+COUNTED = [(method, "llama") for method in METHODS if method not in BY_PART]
 
 
-@pytest.mark.parametrize("method", [method for method in METHODS if method not in BY_PART])
-def test_the_host_waits_a_constant_number_of_times_a_batch(tiny_hf: Any, tiny_tokenizer: Any, method: str) -> None:
+@pytest.mark.parametrize(("method", "family"), [*COUNTED, ("dla", "gemma2"), ("contrast", "gemma2")])
+def test_the_host_waits_a_constant_number_of_times_a_batch(
+    tiny_hf: Any, tiny_tokenizer: Any, method: str, family: str
+) -> None:
     found = []
     for n_layers in (2, 4):
-        model = opened(tiny_hf, tiny_tokenizer, num_hidden_layers=n_layers)
+        model = opened(tiny_hf, tiny_tokenizer, family, num_hidden_layers=n_layers)
         with pretended() as log:
             put(model, "pretend:0")
             _ = model.W_O  # found once a model, layer by layer
@@ -82,17 +94,85 @@ def test_the_host_waits_a_constant_number_of_times_a_batch(tiny_hf: Any, tiny_to
     assert found[0].total() <= 80
 
 
-def test_patching_waits_a_constant_number_of_times_a_batch(tiny_hf: Any, tiny_tokenizer: Any) -> None:
+@pytest.mark.filterwarnings("ignore::headcodes.errors.HeadcodesWarning")  # a random model does no task
+@pytest.mark.parametrize("method", ["relp", "relp-ah", "atp-star", "eap", "eap-ig-activations"])
+def test_another_batch_costs_a_constant_number_of_waits(tiny_hf: Any, tiny_tokenizer: Any, method: str) -> None:
+    """With a pair a batch, twice the pairs cost as much more whatever the layers; where layers have passes of their
+    own, eight a pass."""
+    more: list[Counter[str]] = []
+    passes = []
+    for n_layers in (2, 4):
+        by_pairs = []
+        for n in (2, 4):
+            model = opened(tiny_hf, tiny_tokenizer, num_hidden_layers=n_layers)
+            with (
+                pretended() as log,
+                mock.patch.object(eap, "graph_bytes", return_value=1),
+                mock.patch.object(atp_star, "graph_bytes", return_value=1),
+                mock.patch.object(Model, "trace", autospec=True, side_effect=Model.trace) as runs,
+            ):
+                put(model, "pretend:0")
+                _ = model.W_O
+                log.waits.clear()
+                headcodes.discover(
+                    model, headcodes.tasks.get("ioi").build(tiny_tokenizer, n=n, seed=0), method=method, verify=None
+                )
+            by_pairs.append(log.waits)
+            passes.append(runs.call_count)
+        more.append(by_pairs[1] - by_pairs[0])
+    if method != "eap-ig-activations":
+        assert more[0] == more[1], more[1] - more[0]
+    more_passes = passes[3] - passes[2] - (passes[1] - passes[0])
+    assert more[1].total() - more[0].total() <= 8 * more_passes
+
+
+# What is done to some pairs of one length: one batch.
+STEPS: dict[str, Callable[[Any, Any], object]] = {
+    "patching": lambda m, p: verify(m, p, [(0, 1), (1, 3)], known=known_of(p)),
+    "patching by KL": lambda m, p: patch_effects(m, p, [(0, 1), (1, 3)], "heads", False, False, metric="kl"),
+    "paths": lambda m, p: path_effects(m, p, [("a0.h1", "a1.h2<q>"), ("a0.h2", "logits")], known=known_of(p)),
+    "places": lambda m, p: effects_by_place(m, p, [(0, 1), (1, 3), (1, None)], align(p)),
+    "carried edges": lambda m, p: carried_edges(m, p, [(0, 1), (0, 2), (1, 3)]),
+    "running circuits": lambda m, p: behaviour(m, p, np.zeros((2, m.n_layers, m.n_heads + 1))),
+    "with means instead": lambda m, p: behaviour(m, p, np.zeros((2, m.n_layers, m.n_heads + 1)), ablation="mean"),
+}
+
+
+def known_of(pairs: Any) -> tuple[list[float], list[float]]:
+    """Logit differences of pairs that are answered right, whatever the model says."""
+    return [1.0] * len(pairs), [0.0] * len(pairs)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_patching_waits_a_constant_number_of_times_a_batch(tiny_hf: Any, tiny_tokenizer: Any, step: str) -> None:
+    """Whatever its pairs and the model's layers; edges are carried a pair at a time."""
     found = []
-    for n_pairs in (3, 6):
-        model = opened(tiny_hf, tiny_tokenizer)
+    for n_layers, n_pairs in ((2, 3), (4, 3), (2, 6)):
+        model = opened(tiny_hf, tiny_tokenizer, "gpt2", n_layer=n_layers)
         pairs = token_pairs(n_pairs, lengths=(7,))
         with pretended() as log:
             put(model, "pretend:0")
-            known = [1.0] * n_pairs, [0.0] * n_pairs
-            verify(model, pairs, [(0, 1), (2, 3)], known=known)  # finds out once whether layers can be walked through
+            STEPS[step](model, pairs)  # finds out once how the model is built
             log.waits.clear()
-            assert verify(model, pairs, [(0, 1), (2, 3)], known=known).engine == EngineUsed("walk")
+            STEPS[step](model, pairs)
+        found.append(log.waits)
+    assert found[0] == found[1], found[1] - found[0]
+    if step != "carried edges":
+        assert found[0] == found[2], found[2] - found[0]
+
+
+@pytest.mark.parametrize("kind", [HeadAblation, EdgeAblation])
+def test_a_step_of_acdc_waits_as_often_whatever_the_layers(tiny_hf: Any, tiny_tokenizer: Any, kind: Any) -> None:
+    found = []
+    for n_layers in (2, 4):
+        model = opened(tiny_hf, tiny_tokenizer, "gpt2", n_layer=n_layers)
+        with pretended() as log:
+            put(model, "pretend:0")
+            parts = kind(model, token_pairs(3, lengths=(7,)), "resample", "kl")
+            shape = (n_layers, model.n_heads) if kind is HeadAblation else parts.graph.shape
+            for _ in range(2):  # the first finds the matrices
+                log.waits.clear()
+                parts.loss(torch.ones(shape, dtype=torch.bool))
         found.append(log.waits)
     assert found[0] == found[1], found[1] - found[0]
 

@@ -77,10 +77,7 @@ def encode(
     _check_shapes(z, W_O, saes)
     if dead not in (-1, 0):
         raise HeadcodesError("dead must be -1 or 0", repr(dead), "Use -1 unless you reproduce the published recipe.")
-    chosen = resolve_backend(backend, z.device)
-    if chosen == "torch" and backend == "auto" and z.device.type == "cuda" and not os.environ.get("HEADCODES_BACKEND"):
-        reason = _why_not_triton(z.device)
-        warnings.warn(f"encoding runs in torch, more slowly than in Triton: {reason}", HeadcodesWarning, stacklevel=2)
+    chosen = _announced(backend, z.device)
 
     n_prompt, n_component, d_head = z.shape
     d_model, d_sae = saes[0].W_enc.shape
@@ -135,6 +132,15 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     if refusal:
         raise HeadcodesError(f"{source} 'triton' must be able to run", refusal, "Use 'torch' or 'auto'.")
     return "triton"
+
+
+def _announced(backend: str, device: torch.device) -> str:
+    """Return what ``resolve_backend`` does, with a warning where "auto" falls back on torch."""
+    chosen = resolve_backend(backend, device)
+    if chosen == "torch" and backend == "auto" and device.type == "cuda" and not os.environ.get("HEADCODES_BACKEND"):
+        reason = _why_not_triton(device)
+        warnings.warn(f"encoding runs in torch, more slowly than in Triton: {reason}", HeadcodesWarning, stacklevel=3)
+    return chosen
 
 
 def _why_not_triton(device: torch.device) -> str | None:

@@ -29,6 +29,7 @@ from headcodes.interventions.engine import AUTO, Compute, EngineUsed
 from headcodes.interventions.metric import measure_log_p
 from headcodes.interventions.walk import run_edited
 from headcodes.metrics import normalised
+from headcodes.models.devices import EachDevice
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -134,19 +135,21 @@ class _Keep(EditPlan):
 
     def __init__(self, kept: Tensor, instead: Tensor | None, mlps_instead: Tensor | None) -> None:
         self.kept, self.instead, self.mlps_instead = kept, instead, mlps_instead
+        self._there = EachDevice(*(each for each in (kept, instead, mlps_instead) if each is not None))
         self.edits_mlps = not bool(kept[:, :, -1].all())
         self.starts = [0] * len(kept)
         # A corrupted run is the clean one before the first changed token; zero and mean ablation change that part, too.
         self.whole_prompt = instead is not None
 
     def edit_heads(self, layer: int, z: Tensor) -> None:
-        kept = self.kept[:, layer, :-1].to(z.device)[:, None, None, :, None]
-        other = z[1:2] if self.instead is None else self.instead[layer, :, : z.shape[-1]].to(z)
-        z[2:] = torch.where(kept, z[2:], other)
+        kept, *instead = self._there.on(z.device)
+        other = z[1:2] if self.instead is None else instead[0][layer, :, : z.shape[-1]].to(z)
+        z[2:] = torch.where(kept[:, layer, :-1][:, None, None, :, None], z[2:], other)
 
     def edit_mlp(self, layer: int, output: Float[Tensor, "row pair pos d_model"]) -> None:
-        other = output[1] if self.mlps_instead is None else self.mlps_instead[layer].to(output)
-        output[2:][~self.kept[:, layer, -1]] = other
+        kept, *instead = self._there.on(output.device)
+        other = output[1] if self.mlps_instead is None else instead[-1][layer].to(output)
+        output[2:] = torch.where(kept[:, layer, -1][:, None, None, None], output[2:], other)
 
     def part(self, rows: slice) -> EditPlan:
         return _Keep(self.kept[rows], self.instead, self.mlps_instead)
@@ -203,19 +206,22 @@ def behaviour(
     measures = {name: np.empty(shape) for name in ("logit_diff", "prob_diff", "kl", "correct", "top1")}
 
     def done(indices: list[int], logits: list[list[Tensor]]) -> None:
+        found: list[Tensor] = []
         for index, parts in zip(indices, logits, strict=True):
             log_p = torch.cat(parts).double().log_softmax(-1)
             right, wrong = tokens.answers[index], tokens.wrong_answers[index]
             best = log_p.argmax(1)
-            logit_diff = measure_log_p("logit-diff", log_p, right, wrong)
-            for name, values in (
-                ("logit_diff", logit_diff),
-                ("prob_diff", measure_log_p("prob-diff", log_p, right, wrong)),
-                ("kl", -measure_log_p("kl", log_p, right, wrong)),
-                ("correct", logit_diff > 0),
-                ("top1", torch.isin(best, torch.tensor(right, device=best.device))),
-            ):
-                measures[name][index] = values.cpu().numpy()
+            of_pair = {
+                "logit_diff": (logit_diff := measure_log_p("logit-diff", log_p, right, wrong)),
+                "prob_diff": measure_log_p("prob-diff", log_p, right, wrong),
+                "kl": -measure_log_p("kl", log_p, right, wrong),
+                "correct": logit_diff > 0,
+                "top1": torch.stack([best == token for token in right]).any(0),
+            }
+            found.append(torch.stack([of_pair[name].double() for name in measures]))
+        # Fetched from their device at once.
+        for name, values in zip(measures, torch.stack(found, 1).cpu().numpy(), strict=True):
+            measures[name][indices] = values
         advance(len(indices))
 
     plan = _Keep(mask, instead, mlps_instead)

@@ -7,9 +7,10 @@ position, or the logit difference that is lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ from headcodes.interventions.runs import (
     require_equal_lengths,
     run,
 )
+from headcodes.models.devices import EachDevice
 from headcodes.models.hooks import Edit, edit_input
 from headcodes.models.memory import graph_bytes, node_bytes_per_token
 from headcodes.models.relied import check_ungrouped, ungrouped
@@ -91,14 +93,14 @@ class HeadAblation:
         return _Reference(batch, ablated, clean.logits)
 
     def loss(self, removed: Bool[Tensor, "n_layers n_heads"]) -> float:
-        """Return the mean loss over pairs without the heads where ``removed`` is True."""
-        removed = removed.to(self.model.device)
-        columns = [removed[layer].repeat_interleave(width) for layer, width in enumerate(self.model.d_heads)]
+        """Return the mean loss over pairs without the heads where ``removed``, on the CPU, is True."""
+        columns = [row.repeat_interleave(width) for row, width in zip(removed, self.model.d_heads, strict=True)]
+        gone = EachDevice(torch.cat(columns)), [len(each) for each in columns]
         total = 0.0
         with ready(self.model), torch.no_grad():
             for reference in self.references:
                 edits = {
-                    layer: _swapped(columns[layer], reference.ablated.z[layer])
+                    layer: _swapped(*gone, layer, reference.ablated.z[layer])
                     for layer in range(self.model.n_layers)
                     if bool(removed[layer].any())
                 }
@@ -116,8 +118,8 @@ class HeadAblation:
         return float(loss_of(self.kind, reference.batch, reference.clean, logits).sum())
 
 
-def _swapped(gone: Bool[Tensor, " column"], other: Tensor) -> Edit:
-    return lambda z: torch.where(gone.to(z.device), other, z)
+def _swapped(gone: EachDevice, widths: list[int], layer: int, other: Tensor) -> Edit:
+    return lambda z: torch.where(gone.on(z.device)[0].split(widths)[layer], other, z)
 
 
 def loss_of(
@@ -154,6 +156,8 @@ class EdgeAblation(HeadAblation):
             )
         super().__init__(model, tokens, ablation, loss)
         self.graph = Reads(model).graph
+        # Once a module: those that are no plain layer are asked for it, row by row.
+        self.matrix = cache(matrix_of)
         self.ablated_sources = [self._sources(reference) for reference in self.references]
 
     def _sources(self, reference: _Reference) -> Float[Tensor, "source batch*seq*d_model"]:
@@ -179,7 +183,7 @@ class EdgeAblation(HeadAblation):
         total = 0.0
         with ready(self.model), torch.no_grad():
             for reference, ablated in zip(self.references, self.ablated_sources, strict=True):
-                cut = _Cut(self.model, self.graph, removed, ablated)
+                cut = _Cut(self.model, self.graph, removed, ablated, self.matrix)
                 parts = run(
                     self.model,
                     reference.batch.clean,
@@ -194,8 +198,10 @@ class EdgeAblation(HeadAblation):
 class _Cut:
     """One pass in which destinations read a stream without some of its sources."""
 
-    def __init__(self, model: Model, graph: Graph, removed: Tensor, ablated: Tensor) -> None:
-        self.model, self.graph, self.ablated = model, graph, ablated
+    def __init__(
+        self, model: Model, graph: Graph, removed: Tensor, ablated: Tensor, matrix: Callable[[nn.Module], Tensor]
+    ) -> None:
+        self.model, self.graph, self.ablated, self.matrix = model, graph, ablated, matrix
         # Which edges go is asked of the host's copy: the device would have to be waited for.
         self.removed, self.gone = removed, removed.float().to(ablated.device)
         self.reads = Reads(model)
@@ -275,7 +281,7 @@ class _Cut:
             read = stream - change.view(-1, *stream.shape).to(stream)
             normed: Tensor = read if norm is None else norm.forward(read)
             bias = getattr(module, "bias", None)
-            values = torch.einsum("hbsm,mhd->bshd", normed, by_head(cut(matrix_of(module)), -2))
+            values = torch.einsum("hbsm,mhd->bshd", normed, by_head(cut(self.matrix(module)), -2))
             if bias is not None:
                 values = values + by_head(cut(bias), -2)
             if shared:

@@ -25,6 +25,7 @@ from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.gradients import arrived, with_gradients
 from headcodes.interventions.runs import batches, ready, require_equal_lengths
 from headcodes.interventions.walk import run_edited
+from headcodes.models.devices import brought
 from headcodes.models.memory import graph_bytes, node_bytes_per_token
 from headcodes.models.slots import slot_projection
 from headcodes.models.weights import matrix_of
@@ -67,7 +68,7 @@ def carried_edges(
         for index, own in enumerate(gradients):
             found: dict[tuple[tuple[int, int], str, int], Tensor] = {}
             run_edited(model, tokens.subset([index]), _Carried(rows, own, found), done=lambda _indices, _logits: None)
-            by_row = {key: heads.double().cpu().numpy() for key, heads in found.items()}
+            by_row = dict(zip(found, brought(list(found.values())).numpy(), strict=True))
             scores[index] = [by_row[sender, slot, layer][head] for sender, (layer, head), slot in edges]
             advance(1)
     return _named(edges), scores
@@ -147,12 +148,11 @@ class _Carried(EditPlan):
         self.found = found
 
     def edit_heads(self, layer: int, z: Tensor) -> None:
-        later = [row for row, (sender, _) in enumerate(self.rows, start=2) if sender[0] < layer]
+        later = [row for row in self.rows if row[0][0] < layer]  # the first ones: senders are in order
         if later and layer in self.gradients:
             gradient = self.gradients[layer][-z.shape[2] :].to(z.device)
-            scores = torch.einsum("rpshd,shd->rh", (z[:1] - z[later]).float(), gradient)
-            for row, score in zip(later, scores, strict=True):
-                self.found[(*self.rows[row - 2], layer)] = score
+            scores = torch.einsum("rpshd,shd->rh", (z[:1] - z[2 : 2 + len(later)]).float(), gradient)
+            self.found.update(((*row, layer), score) for row, score in zip(later, scores, strict=True))
         for row, (sender, _) in enumerate(self.rows, start=2):
             if sender[0] <= layer:
                 z[row] = z[0]

@@ -78,7 +78,8 @@ def measure_log_p(
     """Return ``measure_rows`` from the log-probabilities of all tokens."""
     if metric == "kl":
         return -(log_p[0].exp() * (log_p[0] - log_p)).sum(1)
-    at_right, at_wrong = log_p[:, list(right)], log_p[:, list(wrong)]
+    # Columns one by one: a list as an index would be copied to the device.
+    at_right, at_wrong = (torch.stack([log_p[:, token] for token in tokens], 1) for tokens in (right, wrong))
     if metric == "logit-diff":
         return logit_difference(at_right, at_wrong)
     log_right = at_right.logsumexp(1)

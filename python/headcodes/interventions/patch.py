@@ -221,15 +221,24 @@ def answered(
 
 
 def logit_diffs(
-    tokens: TokenPairs, index: int, logits: list[Tensor], metric: Metric = "logit-diff"
-) -> Float[np.ndarray, " n_row"]:
-    """Return the logit difference, or another metric, of every row of one pair, float64; row 0 is the clean run."""
-    values = measure_rows(metric, torch.cat(logits), tokens.answers[index], tokens.wrong_answers[index])
-    found: Float[np.ndarray, " n_row"] = values.cpu().numpy()
+    tokens: TokenPairs, indices: Sequence[int], logits: Sequence[list[Tensor]], metric: Metric = "logit-diff"
+) -> Float[np.ndarray, "n_pair n_row"]:
+    """Return the logit difference, or another metric, of every row of some pairs, float64; row 0 is the clean run.
+
+    Args:
+        indices: of the pairs in ``tokens``.
+        logits: as ``run_edited`` hands them over; the host waits for their device once.
+    """
+    values = [
+        measure_rows(metric, torch.cat(own), tokens.answers[index], tokens.wrong_answers[index])
+        for index, own in zip(indices, logits, strict=True)
+    ]
+    found: Float[np.ndarray, "n_pair n_row"] = torch.stack(values).cpu().numpy()
     if not np.isfinite(found).all():
+        first = indices[int((~np.isfinite(found)).any(axis=1).argmax())]
         raise HeadcodesError(
             "what a patched model answers must be finite",
-            f"NaN or infinity at prompt {index}",
+            f"NaN or infinity at prompt {first}",
             "Load the model with dtype='float32'.",
         )
     return found
@@ -263,8 +272,7 @@ def patch_effects(
     with progress_bar("patching", total=len(missing) if progress else 0) as advance:
 
         def done(indices: list[int], logits: list[list[Tensor]]) -> None:
-            for index, values in zip(indices, logits, strict=True):
-                found = logit_diffs(todo, index, values, metric)
+            for index, found in zip(indices, logit_diffs(todo, indices, logits, metric), strict=True):
                 row = effects[missing[index]]
                 row[by_layer] = found[0] - found[2:]
                 _write(paths[missing[index]], row, {"model": model.name, "task": tokens.pairs.task, "n_pairs": 1})

@@ -113,8 +113,7 @@ def path_effects(
             def done(
                 indices: list[int], logits: list[list[Tensor]], plan: _Paths = plan, places: list[int] = places
             ) -> None:
-                for index, values in zip(indices, logits, strict=True):
-                    found = logit_diffs(chosen, index, values)
+                for index, found in zip(indices, logit_diffs(chosen, indices, logits), strict=True):
                     effects[index, places] = found[0] - found[plan.outcomes]
                 advance(len(indices) * len(places))
 

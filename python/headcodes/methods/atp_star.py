@@ -36,7 +36,6 @@ from headcodes.interventions.runs import (
 )
 from headcodes.methods.findings import Findings
 from headcodes.methods.stability import ByPair
-from headcodes.models.devices import brought
 from headcodes.models.hooks import Edit, capture_inputs
 from headcodes.models.memory import graph_bytes, node_bytes_per_token
 from headcodes.models.slots import slot_columns
@@ -85,7 +84,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
             if at is not None:
                 differences = [each * at.to(each) for each in differences]
             loss = measure(metric, batch, clean.logits).sum()
-            found = torch.zeros(len(SLOTS), model.n_layers, len(batch.rows), model.n_heads, dtype=torch.float64)
+            found: list[Tensor] = []
             for layer in range(model.n_layers) if drops else (None,):
                 left_out.layer = layer
                 gradients = torch.autograd.grad(loss, clean.z, retain_graph=drops)
@@ -93,8 +92,8 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
                 if layer is not None:
                     effect[:, layer] = 0
                     effect = effect.abs() / (model.n_layers - 1)
-                found += effect
-            effects[torch.tensor(batch.rows)] = found.permute(2, 0, 1, 3)
+                found = [sum(found, effect)]
+            effects[torch.tensor(batch.rows)] = found[0].permute(2, 0, 1, 3).cpu()
             advance(len(batch.rows))
     findings.set_by_pair(ByPair(effects, lambda values: values.mean(0).abs().sum(0)))
     if not drops:
@@ -105,11 +104,13 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
 def _products(
     differences: list[Tensor], gradients: Sequence[Tensor], n_heads: int
 ) -> Float[Tensor, "slot n_layers batch n_heads"]:
-    products = (
-        (difference.float() * gradient.float()).unflatten(-1, (n_heads, -1)).sum((2, 4))
+    """Return them in float64, on the device of the first layer: to fetch each layer's would make the host wait."""
+    home = differences[0].device
+    products = [
+        (difference.float() * gradient.float()).unflatten(-1, (n_heads, -1)).sum((2, 4)).to(home)
         for difference, gradient in zip(differences, gradients, strict=True)
-    )
-    return brought(list(products)).transpose(0, 1)
+    ]
+    return torch.stack(products).double().transpose(0, 1)
 
 
 class _LeftOut:

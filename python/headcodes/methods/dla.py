@@ -38,6 +38,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
     model, tokens = inputs.model, inputs.tokens
     findings = Findings.of(model)
     found = torch.zeros(len(tokens), model.n_layers, model.n_heads, dtype=torch.float64)
+    centres: bool | None = None  # of the norms behind attention, all of one kind; to find out makes the host wait
     with findings.timed("attribute"), ready(model), torch.no_grad(), progress("attributing", len(tokens)) as advance:
         for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
             reads = Reads(model, slots=False)
@@ -49,7 +50,11 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
             for layer, z in enumerate(parts.z):
                 norm, written = reads.norm_behind("z", layer)
                 row, last = at.on(z.device)
-                read = direction if norm is None else FrozenNorm.of(norm, written[row, last]).back(direction)
+                if norm is None:
+                    read = direction
+                else:
+                    frozen = FrozenNorm.of(norm, written[row, last], centres)
+                    read, centres = frozen.back(direction), frozen.centres
                 heads = model.by_head(layer, z[row, last].float()) * model.facts.scale("z", layer)
                 weights = model.W_O[layer].to(heads.device).float()
                 scores.append(torch.einsum("bhd,hdm,bm->bh", heads, weights, read.to(heads.device)))

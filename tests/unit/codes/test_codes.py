@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from headcodes.codes import encode as codes_module
 from headcodes.codes.encode import encode, folding_pays, resolve_backend
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, HeadcodesWarning
 
 
 def heads(n, c, d_head, d_model, seed=0, dtype=torch.float32):
@@ -270,6 +270,10 @@ def test_backend_auto_asks_whether_triton_can_compile(monkeypatch, capability, c
         assert reason in str(codes_module._why_not_triton(CUDA))
         with pytest.raises(HeadcodesError, match=reason):
             resolve_backend("triton", CUDA)
+        with pytest.warns(HeadcodesWarning, match=f"more slowly than in Triton: .*{reason}"):
+            assert codes_module._announced("auto", CUDA) == "torch"
+        monkeypatch.setenv("HEADCODES_BACKEND", "torch")
+    assert codes_module._announced("auto", CUDA) == ("torch" if reason else "triton")  # as asked: no warning
 
 
 def test_backend_from_the_environment_overrides_auto_only(monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from headcodes.scan import Plan
+from headcodes.scan import Plan, scan
 from headcodes.scan.cells import DEVICE_LOST, Worker, loses_device
 from headcodes.scan.local import visible_gpus
 from headcodes.scan.run import survey
@@ -75,3 +75,37 @@ def test_memory_is_given_back_between_models(tmp_path: Path, monkeypatch: pytest
     assert not emptied
     give_back("cuda:1")
     assert emptied == ["now"]
+
+
+def test_memory_is_asked_back_before_every_model_and_every_capture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker()
+    held: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(
+        "headcodes.scan.cells.give_back",
+        lambda _device: held.append((worker._model is not None, worker._inputs is not None)),
+    )
+    plan = Plan.from_lists("planted-ioi,planted-ioi-48", "ioi", "act-norm", "0,1", n_prompts=6)
+    for each in survey(plan, tmp_path).jobs:
+        assert worker.do(*each)[0]["status"] == "done"
+    # The last model is let go before the next one is asked for, and the last capture before another.
+    assert held == [(False, False), (True, False)] * 2
+
+
+@pytest.mark.parametrize(("share", "want"), [(1.0, 2), (0.5, 4), (0.25, 6)])
+def test_workers_share_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, want: int) -> None:
+    """Two GPUs and six cells: as many workers as shares, and no more than cells."""
+    asked: list[tuple[int, int]] = []
+
+    def processes(_jobs: Any, n_workers: int, n_gpus: int, _started: Any) -> Any:
+        asked.append((n_workers, n_gpus))
+        yield from ()
+
+    monkeypatch.setattr("headcodes.scan.run._n_gpus", lambda _cell: 2)
+    monkeypatch.setattr("headcodes.scan.local.processes", processes)
+    plan = Plan.from_lists("planted-ioi", "ioi", "act-norm", "0-5", n_prompts=6)
+    assert list(scan(plan, tmp_path, gpu_share=share)) == []
+    assert asked == [(want, 2)]
+    seen = {visible_gpus(worker, 2, None) for worker in range(want)}
+    assert seen == {"0", "1"}
