@@ -25,7 +25,7 @@ from headcodes.interventions.places import effects_by_place
 from headcodes.interventions.verify import verify
 from headcodes.methods import acdc
 from headcodes.methods.attribution import products
-from headcodes.methods.changes import changes
+from headcodes.methods.inputs import Inputs
 from headcodes.prompts.alignment import align
 from headcodes.prompts.tokens import TokenPairs
 from made_pairs import token_pairs
@@ -60,7 +60,7 @@ WHAT: dict[str, Callable[[Any, TokenPairs], Any]] = {
     "composed edges": lambda m, p: composed_edges(m, HEADS)[1],
     "gradients": lambda m, p: products(m, p, mlps=True).of_pairs,
     "gradients by layer": layer_by_layer,
-    "changes": lambda m, p: np.stack(changes(m, p, mlps=True)),
+    "changes": lambda m, p: np.stack(list(Inputs(m, p, components="heads+mlps").changes().values())),
     "faithfulness": lambda m, p: faithfulness(m, p, [*HEADS, (1, None)], components="heads+mlps").faithfulness,
     "CPR and CMD": cpr,
 }
@@ -124,7 +124,11 @@ def test_layers_without_heads(name: str, what: str, place: str) -> None:
             return verify(model, pairs, [(real, 1), (real, None)], known=RIGHT).effects
         if what == "gradients":
             return products(model, pairs).of_pairs
-        return layer_by_layer(model, pairs) if what == "gradients by layer" else changes(model, pairs)[1]
+        return (
+            layer_by_layer(model, pairs)
+            if what == "gradients by layer"
+            else Inputs(model, pairs).changes()["to_stream"]
+        )
 
     want = find("cpu")
     with pretended():
@@ -143,7 +147,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "paths patched": {"method": "patching", "level": "edge"},
     "edges of acdc": {"method": "acdc", "level": "edge"},
     "several seeds": {"method": "contrast", "seeds": [0, 1]},
-    "a permutation test": {"method": "paper", "fdr": 0.5, "n_train": 4},
     "another metric": {"method": "eap-ig-inputs", "metric": "kl"},
 }
 
