@@ -198,6 +198,17 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         | _ENDS,
         "no attention heads to read",
     ),
+    "Zamba": (
+        "Zamba",
+        _DEEP
+        | {
+            "layer_types": ["mamba", "hybrid"] * 2,
+            "mamba_d_state": 8,
+            "n_mamba_heads": 2,
+            "mamba_dt_rank": 4,
+        },
+        "weights several layers share",
+    ),
     "Zamba 2": (
         "Zamba2",
         _DEEP

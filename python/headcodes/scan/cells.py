@@ -169,6 +169,7 @@ class Worker:
             backend=result.backend,
             n_layers=result.n_layers,
             n_heads=result.n_heads,
+            layers_without_heads=list(result.layers_without_heads),
             n_pairs=check.n_pairs,
             head_scores=result.head_scores.ravel().tolist(),
             mention_scores=None if result.mention_scores is None else result.mention_scores.ravel().tolist(),

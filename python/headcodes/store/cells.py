@@ -45,6 +45,7 @@ SCHEMA = pa.schema(
         ("bos_added", pa.bool_()),
         ("backend", pa.string()),
         *((name, pa.int64()) for name in ("n_layers", "n_heads", "d_model")),
+        ("layers_without_heads", pa.list_(pa.int64())),
         ("parallel_attn_mlp", pa.bool_()),
         ("n_pairs", pa.int64()),
         ("head_scores", pa.list_(pa.float64())),
@@ -69,7 +70,7 @@ SCHEMA = pa.schema(
 # Columns that the first stores lack.
 _LATER = (
     *("failure", "budget_s", "held_memory_bytes", "arrays_bytes", "arrays_mtime_ns"),
-    *("columns", "skip_bad", "leading_space", "corrupt", "chat", "system", "projection"),
+    *("columns", "skip_bad", "leading_space", "corrupt", "chat", "system", "projection", "layers_without_heads"),
     *("stable", "n_resamples", "score_low", "score_high", "selection_frequency"),
 )
 
