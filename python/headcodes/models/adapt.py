@@ -21,7 +21,7 @@ from headcodes.models.sources import (
     not_loaded,
 )
 from headcodes.models.untrusted import unasked
-from headcodes.models.weights import refuse_format
+from headcodes.models.weights import refuse_format, unpack
 
 
 def from_transformers(
@@ -66,6 +66,7 @@ def from_transformers(
     else:
         assert family is not None
         layers_path, projection_path, attention = family.layers, family.projection, family.attention
+    unpack(module, config)
     layers = list(resolve_path(module, layers_path).children())
     projections = [part_at(layer, projection_path) for layer in layers]
     if all(part is None for part in projections):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
 # Formats of quantised weights, as transformers names them, that the tests hold to the same sums as plain ones.
-_TRIED = ("bitsandbytes", "torchao")
+_TRIED = ("bitsandbytes", "torchao", "compressed-tensors")
 # Rounding of a product in the module's dtype; weights stored in eight bits or fewer round their inputs too.
 _PLAIN_ROUNDING, _QUANTISED_ROUNDING = 16, 0.05
 
@@ -150,18 +150,30 @@ def is_quantised(module: nn.Module) -> bool:
     return any(type(t) not in plain or not t.is_floating_point() or t.element_size() < 2 for t in tensors)
 
 
+def unpack(model: nn.Module, config: Any) -> None:
+    """Let a model whose weights are packed until its first pass (compressed-tensors) run over one token."""
+    if _quant_method(config) == "compressed-tensors":
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
+
+
+def _quant_method(config: Any) -> str | None:
+    kept = getattr(config, "quantization_config", None)
+    if kept is None:
+        return None
+    method = kept.get("quant_method") if isinstance(kept, dict) else getattr(kept, "quant_method", None)
+    return str(getattr(method, "value", method))
+
+
 def refuse_format(module: nn.Module, config: Any, name: str) -> None:
     """Raise where a module's weights are kept in a format that was never tried.
 
     Raises:
         HeadcodesError: it names the format.
     """
-    kept = getattr(config, "quantization_config", None)
-    if kept is None or not (is_quantised(module) or not hasattr(weights_of(module), "weight")):
-        return
-    method = kept.get("quant_method") if isinstance(kept, dict) else getattr(kept, "quant_method", None)
-    method = str(getattr(method, "value", method))
-    if method not in _TRIED:
+    method = _quant_method(config)
+    plain = hasattr(weights_of(module), "weight") and not is_quantised(module)
+    if method is not None and not plain and method not in _TRIED:
         raise HeadcodesError(
             f"quantised weights must be of a format that was tried ({', '.join(_TRIED)})",
             f"{name}, in {method}",

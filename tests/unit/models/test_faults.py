@@ -238,6 +238,59 @@ def test_weights_of_torchao_are_read_as_what_they_compute(dynamic: bool, tmp_pat
         assert eap.find("eap", inputs, "edge", 0).head_scores.all()
 
 
+@pytest.mark.parametrize("preset", ["W4A16", "W8A16", "W8A8"])
+def test_weights_of_compressed_tensors_are_unpacked_and_rounded_inputs_refused(preset: str, tmp_path: Path) -> None:
+    compressors = pytest.importorskip("compressed_tensors.compressors", reason="compressed-tensors is not installed")
+    from compressed_tensors import quantization
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    plain, packed = (make("Llama", hidden_size=128, intermediate_size=128) for _ in range(2))
+    scheme = quantization.preset_name_to_scheme(preset, ["Linear"])
+    how = quantization.QuantizationConfig(config_groups={"all": scheme}, ignore=["lm_head"])
+    quantization.apply_quantization_config(packed, how)
+    for part in packed.modules():
+        if hasattr(part, "weight_scale"):
+            least, most = part.weight.detach().aminmax(dim=1, keepdim=True)
+            part.weight_scale.data, _ = calculate_qparams(least, most, part.quantization_scheme.weights)
+    packing = compressors.ModelCompressor.from_pretrained_model(packed)
+    packing.compress_model(packed)
+    packed.save_pretrained(tmp_path)
+    packing.update_config(tmp_path)
+    if preset == "W8A8":
+        with pytest.raises(HeadcodesError, match=r"^An output projection must compute a linear map[^\n]*$"):
+            load_model(tmp_path, tokenizer=object(), dtype="float32")
+        return
+    found, before = load_model(tmp_path, tokenizer=object(), dtype="float32"), load_model(plain).W_O
+    assert not torch.equal(found.W_O, before)
+    torch.testing.assert_close(found.W_O, before, atol=0.1 if preset == "W4A16" else 0.01, rtol=0)
+    assert eap.find("eap", Inputs(found, token_pairs(PROMPTS)), "edge", 0).head_scores.all()
+
+
+def test_experts_packed_as_mxfp4_stand_beside_plain_attention(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """As gpt-oss is published: transformers makes the experts plain where it has no kernels for them."""
+    from safetensors.torch import load_file, save_file
+
+    plain = make("gpt-oss", hidden_size=64, intermediate_size=64).bfloat16()
+    plain.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in weights if name.endswith(("gate_up_proj", "down_proj"))]:
+        n_experts, n_in, n_out = weights.pop(name).shape
+        weights[f"{name}_blocks"] = torch.randint(256, (n_experts, n_out, n_in // 32, 16), dtype=torch.uint8)
+        weights[f"{name}_scales"] = torch.randint(120, 124, (n_experts, n_out, n_in // 32), dtype=torch.uint8)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    left = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": left}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = load_model(tmp_path, dtype="bfloat16")
+    assert torch.equal(found.W_O, load_model(plain).W_O)
+    assert found.facts.edges is None
+    assert not torch.equal(
+        found.module.model.layers[0].mlp.experts.down_proj, plain.model.layers[0].mlp.experts.down_proj
+    )
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq", "aqlm"])
 def test_a_format_that_cannot_be_read_here_is_named(method: str, tmp_path: Path) -> None:
     make("Llama").save_pretrained(tmp_path)
@@ -252,11 +305,11 @@ def test_a_format_that_cannot_be_read_here_is_named(method: str, tmp_path: Path)
 
 def test_a_format_that_was_never_tried_is_refused_by_name() -> None:
     model = make("Llama")
-    model.config.quantization_config = {"quant_method": "compressed-tensors"}
+    model.config.quantization_config = {"quant_method": "quanto"}
     assert load_model(model).facts.edges is None  # the weights are plain
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight = nn.Parameter(torch.ones(32, 32, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(HeadcodesError, match=r"of a format that was tried \(.*\); got .* in compressed-tensors"):
+    with pytest.raises(HeadcodesError, match=r"of a format that was tried \(.*\); got .* in quanto"):
         load_model(model)
 
 
