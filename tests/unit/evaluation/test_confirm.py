@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 
 import headcodes
 from headcodes.circuit.circuit import Circuit
@@ -19,7 +20,7 @@ from headcodes.evaluation.faithfulness import behaviour
 from headcodes.graph import head_name, parse_head, split_slot
 from headcodes.interventions import verify as verify_module
 from headcodes.interventions.paths import PathEffects
-from headcodes.interventions.verify import in_order, shrunk
+from headcodes.interventions.verify import confirmed, in_order, shrunk
 from headcodes.methods.findings import Findings
 from headcodes.methods.inputs import Inputs
 from headcodes.models import planted
@@ -69,6 +70,9 @@ def test_patching_stops_after_ten_quiet_heads_in_a_row() -> None:
     assert 25 <= len(seen) < 75
     assert seen == list(range(len(seen)))
     np.testing.assert_array_equal(effects[0], truth[: len(seen)])
+    # The tenth in a row is the last of the second dozen: no third is begun.
+    effects, stopped = in_order(range(75), patched([1.0] * 14 + [0.0] * 61, []), 0.05, lambda _parts: True)
+    assert (effects.shape, stopped) == ((2, 24), "quiet")
     effects, stopped = in_order(range(75), patched(truth, []), 0.05, lambda parts: len(parts) <= 13)
     assert (effects.shape, stopped) == ((2, 13), "budget")
     effects, stopped = in_order(range(75), patched(truth, []), 0.05, lambda _parts: False)
@@ -128,6 +132,12 @@ def test_a_path_is_confirmed_from_a_hundredth_of_the_logit_difference_on() -> No
     assert [row["confirmed"] for row in edge_rows(paths)] == [True, True, False, False]
 
 
+def test_a_part_that_hinders_is_as_sure_as_one_that_helps() -> None:
+    effects = np.tile([0.018, -0.018, 0.018], (4, 1))
+    low, high = np.array([0.005, -0.03, -0.001]), np.array([0.03, -0.005, 0.03])
+    assert confirmed(effects, low, high, 0.02) == [True, True, False]
+
+
 def test_of_one_pair_there_is_an_estimate_without_an_interval() -> None:
     plant = planted.load("planted-ioi")
     result = headcodes.discover(plant.model, plant.task.build(plant.model.tokenizer, n=1, seed=3), n_train=2)
@@ -145,7 +155,14 @@ def test_an_estimate_weighs_the_variance_of_the_mean_against_the_proposals_error
     off = mean((e - slope * p) ** 2 - v for e, p, v in zip(exact, proposed, variances, strict=True))
     assert off > 0
     expected = [(off * e + v * slope * p) / (off + v) for e, p, v in zip(exact, proposed, variances, strict=True)]
-    np.testing.assert_allclose(shrunk(effects, proposed, signed=True)[0], expected)
+    estimate, error = shrunk(effects, proposed, signed=True)
+    np.testing.assert_allclose(estimate, expected)
+    # Four heads: k - 1 of k, and 2 / (k - 3); Student's t of five pairs.
+    halves = []
+    for e, p, v in zip(exact, proposed, variances, strict=True):
+        toward = v / (off + v)
+        halves.append(t.ppf(0.975, 4) * (v * (1 - toward * 3 / 4) + 2 * toward**2 * (e - slope * p) ** 2) ** 0.5)
+    np.testing.assert_allclose(error, halves)
 
 
 def test_what_cannot_be_patched_stays_a_proposal_and_says_so(tiny_model: Any) -> None:
