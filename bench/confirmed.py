@@ -23,6 +23,7 @@ from headcodes.evaluation.confirm import (
     n_held_out,
     on_held_out,
 )
+from headcodes.interventions.base_runs import Prepared
 from headcodes.interventions.verify import SHARE
 from headcodes.methods.inputs import Inputs
 from headcodes.prompts.tokens import TokenPairs, tokenize
@@ -94,9 +95,10 @@ def confirm(model: Model, tokens: TokenPairs, seed: int, truth: Truth, took: dic
     with timed(took, "propose"):
         found = methods.get("attribution").find(inputs, seed=seed)
     with timed(took, "patch"):
-        checked = confirm_heads(inputs, found, None, seed)
+        prepared = Prepared()
+        checked = confirm_heads(inputs, found, None, seed, prepared)
     with timed(took, "edges"):
-        edges = edge_rows(confirm_edges(inputs, found, checked, seed))
+        edges = edge_rows(confirm_edges(inputs, found, checked, seed, prepared))
     with timed(took, "judge"):
         held = on_held_out(inputs, checked.confirmed())
     numbers = [layer * model.n_heads + head for layer, head in checked.heads]

@@ -21,6 +21,7 @@ from headcodes.codes.encode import resolve_backend
 from headcodes.codes.recipes import encode_heads
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.evaluation.confirm import confirm_edges, confirm_heads, n_held_out, on_held_out
+from headcodes.interventions.base_runs import Prepared
 from headcodes.methods.code_sets import count, permutation_tests, train
 from headcodes.methods.inputs import Inputs
 from headcodes.methods.request import check_request
@@ -227,6 +228,7 @@ def _confirm(findings: Findings, inputs: Inputs, verify: Verify, seed: int) -> d
         HeadcodesError: a number of heads was asked for and cannot be patched.
     """
     found: dict[str, Any] = {}
+    prepared = Prepared()
 
     def missing(what: str, error: HeadcodesError) -> None:
         reason = f"{what}: {error.must}; got {error.got}"
@@ -235,7 +237,8 @@ def _confirm(findings: Findings, inputs: Inputs, verify: Verify, seed: int) -> d
 
     try:
         with findings.timed("verify"):
-            found["verification"] = confirm_heads(inputs, findings, None if verify == "auto" else verify, seed)
+            n_heads = None if verify == "auto" else verify
+            found["verification"] = confirm_heads(inputs, findings, n_heads, seed, prepared)
     except HeadcodesError as error:
         if verify != "auto":
             raise
@@ -243,7 +246,7 @@ def _confirm(findings: Findings, inputs: Inputs, verify: Verify, seed: int) -> d
         return found
     try:
         with findings.timed("edges"):
-            found["paths"] = confirm_edges(inputs, findings, found["verification"], seed)
+            found["paths"] = confirm_edges(inputs, findings, found["verification"], seed, prepared)
     except HeadcodesError as error:
         missing("no path between heads was patched", error)
     try:

@@ -11,6 +11,7 @@ from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesError
 from headcodes.evaluation.faithfulness import behaviour, membership
 from headcodes.graph import Part, head_name, part_name, split_slot
+from headcodes.interventions.base_runs import Prepared
 from headcodes.interventions.carried import carried_edges, composed_edges
 from headcodes.interventions.patch import answered
 from headcodes.interventions.paths import PathEffects, path_effects
@@ -51,12 +52,15 @@ def n_held_out(n_pairs: int) -> int:
     return min(_MOST_HELD_OUT, n_pairs // 5)
 
 
-def confirm_heads(inputs: Inputs, findings: Findings, n_heads: int | None, seed: int) -> Verification:
+def confirm_heads(
+    inputs: Inputs, findings: Findings, n_heads: int | None, seed: int, prepared: Prepared | None = None
+) -> Verification:
     """Patch the best-ranked heads (and MLPs, where they are asked for) exactly, on pairs that are not held out.
 
     Args:
         n_heads: patch this many; None: in rank order until ten in a row are not confirmed (``verify_in_order``), for at
             most ten times the work of the proposal.
+        prepared: see ``run_edited``; given to ``confirm_edges`` too, it saves time there.
 
     Raises:
         HeadcodesError: prompts of a pair differ in length, no pair is answered right, or no head has a score.
@@ -67,7 +71,8 @@ def confirm_heads(inputs: Inputs, findings: Findings, n_heads: int | None, seed:
     order = [int(i) for i in np.argsort(-scores, kind="stable") if scores[i] > 0 or n_heads is not None]
     heads = [parts[i] for i in order]
     if n_heads is not None:
-        return verify(inputs.model, tokens, heads[:n_heads], pairs=_MOST_PAIRS, known=(clean_ld, corrupt_ld), seed=seed)
+        some, known = heads[:n_heads], (clean_ld, corrupt_ld)
+        return verify(inputs.model, tokens, some, pairs=_MOST_PAIRS, known=known, seed=seed, prepared=prepared)
     repairs = findings.signed is None
     pairs = _PAIRS_WITHOUT_GRADIENTS if repairs else max(_FEWEST_PAIRS, min(_MOST_PAIRS, len(tokens) // 3))
     return verify_in_order(
@@ -81,10 +86,13 @@ def confirm_heads(inputs: Inputs, findings: Findings, n_heads: int | None, seed:
         at_least=_AT_LEAST_WITHOUT_GRADIENTS if repairs else AT_LEAST,
         known=(clean_ld, corrupt_ld),
         seed=seed,
+        prepared=prepared,
     )
 
 
-def confirm_edges(inputs: Inputs, findings: Findings, verification: Verification, seed: int) -> PathEffects | None:
+def confirm_edges(
+    inputs: Inputs, findings: Findings, verification: Verification, seed: int, prepared: Prepared | None = None
+) -> PathEffects | None:
     """Patch paths between confirmed heads exactly, queries, keys and values apart, the most promising ones.
 
     They are looked for among the 16 confirmed heads of largest effect, and put in order by ``carried_edges`` where the
@@ -108,9 +116,11 @@ def confirm_edges(inputs: Inputs, findings: Findings, verification: Verification
     chosen, clean_ld, corrupt_ld, *_ = answered(
         model, tokens, min(_PATH_PAIRS, len(verification.effects)), (known[0], known[1])
     )
+    prepared = Prepared() if prepared is None else prepared
     if takes_gradients(findings):
+        some = chosen.subset(range(min(_PROPOSING_PAIRS, len(chosen))))
         try:
-            edges, products = carried_edges(model, chosen.subset(range(min(_PROPOSING_PAIRS, len(chosen)))), heads)
+            edges, products = carried_edges(model, some, heads, prepared)
         except torch.OutOfMemoryError as error:
             raise HeadcodesError(
                 "edges are proposed by a backward pass, which must fit", f"too little on {model.device}", "Free memory."
@@ -123,7 +133,8 @@ def confirm_edges(inputs: Inputs, findings: Findings, verification: Verification
     ranked = [edges[int(i)] for i in np.argsort(-scores, kind="stable") if scores[i] > 0]
     if not ranked:
         return None
-    return path_effects(model, chosen, ranked[:_MOST_PATHS], known=(clean_ld, corrupt_ld), seed=seed)
+    best, known = ranked[:_MOST_PATHS], (clean_ld, corrupt_ld)
+    return path_effects(model, chosen, best, known=known, seed=seed, prepared=prepared)
 
 
 def takes_gradients(findings: Findings) -> bool:

@@ -34,12 +34,13 @@ from headcodes.progress import progress
 if TYPE_CHECKING:
     from jaxtyping import Float
 
+    from headcodes.interventions.base_runs import Prepared
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
 
 
 def carried_edges(
-    model: Model, tokens: TokenPairs, heads: Sequence[tuple[int, int]]
+    model: Model, tokens: TokenPairs, heads: Sequence[tuple[int, int]], prepared: Prepared | None = None
 ) -> tuple[list[tuple[str, str]], Float[np.ndarray, "n_pairs n_edge"]]:
     """Score every edge from one of ``heads`` to what a later one of them reads, query, key and value apart.
 
@@ -47,6 +48,7 @@ def carried_edges(
         model: Left as it was found.
         tokens: Pairs whose two prompts have equally many tokens.
         heads: (layer, head), in any order.
+        prepared: see ``run_edited``.
 
     Returns:
         The edges ``(sender, receiver<slot>)`` and their signed scores in logits, float64, pair by pair: to first order
@@ -67,7 +69,8 @@ def carried_edges(
     with progress("scoring edges", total=len(tokens)) as advance:
         for index, own in enumerate(gradients):
             found: dict[tuple[tuple[int, int], str, int], Tensor] = {}
-            run_edited(model, tokens.subset([index]), _Carried(rows, own, found), done=lambda _indices, _logits: None)
+            plan = _Carried(rows, own, found)
+            run_edited(model, tokens.subset([index]), plan, done=lambda _indices, _logits: None, prepared=prepared)
             by_row = dict(zip(found, brought(list(found.values())).numpy(), strict=True))
             scores[index] = [by_row[sender, slot, layer][head] for sender, (layer, head), slot in edges]
             advance(1)

@@ -1,12 +1,18 @@
-"""What to change in which row, and which pairs can share a batch."""
+"""What to change in which row, how that is done while a model runs, and which pairs can share a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from headcodes.errors import HeadcodesError
+from headcodes.models.model import Model
+from headcodes.models.slots import Cut, slot_projection
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -67,3 +73,80 @@ def groups(tokens: TokenPairs) -> list[Group]:
         start = tokens.changed_positions(index)[0]
         found.setdefault((len(tokens.clean[index]), start), []).append(index)
     return [Group(indices, length, start) for (length, start), indices in sorted(found.items())]
+
+
+@dataclass
+class Rows:
+    """How many rows of how many pairs run now, side by side, and over how many positions."""
+
+    n_rows: int
+    n_pairs: int
+    n_pos: int
+
+
+@contextmanager
+def editing(
+    model: Model,
+    plan: EditPlan,
+    shape: Rows,
+    noted: Callable[[str, int], Float[Tensor, "2 pair pos n"]] | None = None,
+    n_control: int = 0,
+) -> Iterator[None]:
+    """Let ``plan`` edit heads, MLPs and slots wherever it wants to, while open.
+
+    Args:
+        noted: what the base runs have at "z", "mlp" or a slot of a layer, where they are not among the rows that run.
+        n_control: so many of the rows that run, the first ones, are kept from the plan.
+    """
+
+    def edited(x: Tensor, what: str, layer: int, tail: tuple[int, ...], edit: Callable[[Tensor], None]) -> Tensor:
+        rows = x.reshape(shape.n_rows, shape.n_pairs, shape.n_pos, *tail)
+        if noted is None:
+            rows = rows.clone()
+            edit(rows)
+            return rows.reshape(x.shape)
+        base = noted(what, layer)
+        both = torch.cat([base.reshape(*base.shape[:3], *tail), rows[n_control:]])
+        edit(both)
+        return torch.cat([rows[:n_control], both[2:]]).reshape(x.shape)
+
+    def heads(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        def edit(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            tail = (model.n_heads, model.d_heads[layer])
+            return (edited(args[0], "z", layer, tail, lambda z: plan.edit_heads(layer, z)), *args[1:])
+
+        return edit
+
+    def mlp(layer: int) -> Callable[[nn.Module, Any, Any], Any]:
+        def edit(_module: nn.Module, _args: Any, output: Any) -> Any:
+            first = output[0] if isinstance(output, tuple) else output
+            values = edited(first, "mlp", layer, first.shape[-1:], lambda values: plan.edit_mlp(layer, values))
+            return (values, *output[1:]) if isinstance(output, tuple) else values
+
+        return edit
+
+    def slot(layer: int, name: str, cut: Cut) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def edit(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            def its(values: Tensor) -> None:
+                cut.edit(values, lambda heads: plan.edit_slot(layer, name, heads))
+
+            return edited(output, name, layer, output.shape[-1:], its)
+
+        return edit
+
+    with ExitStack() as hooks:
+        for layer, projection in enumerate(model.projections):
+            hooks.callback(projection.register_forward_pre_hook(heads(layer)).remove)
+            if plan.edits_mlps:
+                module = model.mlp(layer)
+                if module is None:
+                    raise HeadcodesError(
+                        "a model whose MLPs are patched must be of a family whose MLP is known",
+                        f"{model!r}",
+                        "Patch heads only.",
+                    )
+                hooks.callback(module.register_forward_hook(mlp(layer)).remove)
+            for name in plan.slots(layer):
+                module, cut = slot_projection(model, layer, name)
+                hooks.callback(module.register_forward_hook(slot(layer, name, cut)).remove)
+        yield

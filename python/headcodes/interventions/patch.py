@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from numpy.typing import ArrayLike
 
+    from headcodes.interventions.base_runs import Prepared
     from headcodes.models.model import Model
     from headcodes.prompts.tokens import TokenPairs
 
@@ -253,11 +254,11 @@ def patch_effects(
     cache: bool,
     compute: Compute = AUTO,
     metric: Metric = "logit-diff",
-    prepared: dict[tuple[int, ...], Any] | None = None,
+    prepared: Prepared | None = None,
 ) -> tuple[Float[np.ndarray, "n_pairs n_part"], EngineUsed | None]:
     """Return L(clean) - L(part patched) for every pair and part, parts in the order given, L being a metric.
 
-    And the engine that ran; None where the cache held all effects. ``prepared``: see ``run_edited``; without the cache.
+    And the engine that ran; None where the cache held all effects. ``prepared``: see ``run_edited``.
     """
     if metric != "logit-diff":
         components = f"{components} {metric}"  # other effects, under another name in the cache

@@ -17,6 +17,7 @@ from torch import Tensor
 from headcodes import metrics
 from headcodes.errors import HeadcodesError
 from headcodes.graph import parse_head, split_slot
+from headcodes.interventions.base_runs import Prepared
 from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.engine import AUTO, Compute, EngineUsed
 from headcodes.interventions.patch import answered, logit_diffs
@@ -78,6 +79,7 @@ def path_effects(
     known: tuple[ArrayLike, ArrayLike] | None = None,
     seed: int = 0,
     compute: Compute = AUTO,
+    prepared: Prepared | None = None,
 ) -> PathEffects:
     """Patch paths exactly, and say how sure the pairs make us of each effect.
 
@@ -93,6 +95,7 @@ def path_effects(
         known: Logit differences [n_pairs] of all clean and all corrupted prompts, where they are at hand.
         seed: Of the bootstrap.
         compute: With which engine, in how much memory.
+        prepared: See ``headcodes.interventions.walk.run_edited``.
 
     Raises:
         HeadcodesError: no edges, an edge that does not go from a head to a later head or the logits, a family whose
@@ -103,6 +106,7 @@ def path_effects(
         raise HeadcodesError("there must be paths to patch", "none", "Name at least one edge.")
     chosen, clean_ld, *_ = answered(model, tokens, pairs, known)
     effects = np.empty((len(chosen), len(wanted)))
+    prepared = Prepared() if prepared is None else prepared
     by_sender = sorted(range(len(wanted)), key=lambda place: wanted[place].sender)
     # Receivers depend on their senders' rows, so a batch holds whole paths: a few at a time.
     with progress("patching paths", total=len(chosen) * len(wanted)) as advance:
@@ -117,7 +121,7 @@ def path_effects(
                     effects[index, places] = found[0] - found[plan.outcomes]
                 advance(len(indices) * len(places))
 
-            used = run_edited(model, chosen, plan, done=done, compute=compute, splits=False)
+            used = run_edited(model, chosen, plan, done=done, compute=compute, splits=False, prepared=prepared)
     low, high = metrics.mean_intervals(effects, seed=seed)
     return PathEffects(list(edges), effects, effects.mean(axis=0), low, high, clean_ld, used)
 

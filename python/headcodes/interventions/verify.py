@@ -11,6 +11,7 @@ import numpy as np
 from headcodes import metrics
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Part, check_heads, part_name
+from headcodes.interventions.base_runs import Prepared
 from headcodes.interventions.engine import AUTO, Compute, EngineUsed
 from headcodes.interventions.patch import answered, patch_effects
 
@@ -202,6 +203,7 @@ def verify_in_order(
     at_least: int = AT_LEAST,
     known: tuple[ArrayLike, ArrayLike] | None = None,
     seed: int = 0,
+    prepared: Prepared | None = None,
 ) -> Verification:
     """Patch ``heads`` in their order until ten in a row are not ``confirmed`` from 5% of the clean logit difference on.
 
@@ -210,7 +212,7 @@ def verify_in_order(
         pairs: How many answered pairs to patch.
         budget: In token-layers, one token through one layer: what may be spent in all once ``at_least`` heads are
             patched. Counted, not timed, so that the same run patches the same heads again.
-        known, seed: See ``verify``.
+        known, seed, prepared: See ``verify``.
 
     Raises:
         HeadcodesError: no heads, or as ``causal_truth``.
@@ -224,7 +226,7 @@ def verify_in_order(
         return n_tokens * sum(model.n_layers - layer for layer, _ in some) <= budget
 
     engines: list[EngineUsed | None] = []
-    prepared: dict[tuple[int, ...], Any] = {}
+    prepared = Prepared() if prepared is None else prepared
 
     def effects_of(some: Sequence[Part]) -> Float[np.ndarray, "n_pairs n"]:
         found, used = patch_effects(model, chosen, list(some), "heads", False, False, prepared=prepared)
@@ -263,6 +265,7 @@ def verify(
     n_resamples: int = 1000,
     seed: int = 0,
     compute: Compute = AUTO,
+    prepared: Prepared | None = None,
 ) -> Verification:
     """Patch only ``heads``, exactly, and say how sure the pairs make us of each effect.
 
@@ -277,6 +280,7 @@ def verify(
         n_resamples: Of the bootstrap.
         seed: Of the bootstrap.
         compute: With which engine, in how much memory.
+        prepared: See ``headcodes.interventions.walk.run_edited``.
 
     Raises:
         HeadcodesError: no heads, a head that the model does not have, or as ``causal_truth``.
@@ -287,7 +291,7 @@ def verify(
         raise HeadcodesError("there must be heads to verify", "none", "Propose at least one.")
     chosen, clean_ld, corrupt_ld, n_answered, n_given = answered(model, tokens, pairs, known)
     parts = sorted(set(wanted), key=lambda part: (part[0], -1 if part[1] is None else part[1]))
-    found, used = patch_effects(model, chosen, list(parts), "heads", False, False, compute)
+    found, used = patch_effects(model, chosen, list(parts), "heads", False, False, compute, prepared=prepared)
     effects = found[:, [parts.index(head) for head in wanted]]
     low, high = metrics.mean_intervals(effects, n_resamples=n_resamples, level=level, seed=seed)
     mean = effects.mean(axis=0)

@@ -1,51 +1,50 @@
 """Many edited runs of one prompt pair, side by side, in one walk through the layers.
 
-Every edited run is a row beside the clean run (row 0) and the corrupted run (row 1). A row enters at the layer that its
-first edit is in, as a copy of the clean row, so nothing before that layer is run twice. What comes before the first
-changed token is the same for all rows: its keys and values are computed once. Only the answers' logits are computed, at
-the last position.
+Every edited run is a row that enters at the layer that its first edit is in, as a copy of the clean run, so nothing
+before that layer is run twice. The clean and the corrupted run themselves are made once (``base_runs``); edits see them
+as rows 0 and 1. What comes before the first changed token is the same for all rows: its keys and values are computed
+once. Only the answers' logits are computed, at the last position.
 
 The layers are called with the very arguments that the model itself gives them, so the walk holds for every family whose
-blocks hand a residual stream from one to the next. It is checked on a pair of each batch: the walk's logits of the
-clean and the corrupted prompt must be those of the model's own forward pass. Where they are not, or where blocks cannot
-be called like that (TransformerBridge, offloaded weights), whole forward passes do the same work, slower, and both a
-warning and the result say why.
+blocks hand a residual stream from one to the next. It is checked: the logits of the base runs must be those of the
+model's own forward pass on a pair of each batch, and a corrupted run that enters where the first edited one does, and
+is walked along with them, must come out as in the base. Where they are not, or where blocks cannot be called like that
+(TransformerBridge, offloaded weights), whole forward passes do the same work, slower, and both a warning and the result
+say why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from headcodes.errors import HeadcodesError
-from headcodes.interventions.edits import EditPlan, groups
+from headcodes.interventions.base_runs import (
+    BaseRuns,
+    Prepared,
+    agree,
+    answers_of,
+    first_of,
+    own_answers,
+)
+from headcodes.interventions.edits import EditPlan, Rows, editing, groups
 from headcodes.interventions.engine import AUTO, Compute, EngineUsed
 from headcodes.models.hooks import as_found
-from headcodes.models.memory import edited_bytes_per_token
+from headcodes.models.memory import base_bytes_per_token, edited_bytes_per_token
 from headcodes.models.model import Model
-from headcodes.models.prefix_cache import cache_argument, prefix_cache, why_not_walked
-from headcodes.models.relied import announce, body_of, soft_capped
-from headcodes.models.slots import Cut, slot_projection
-from headcodes.models.weights import unembedding
+from headcodes.models.prefix_cache import why_not_walked
+from headcodes.models.relied import announce
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Float
 
     from headcodes.prompts.tokens import TokenPairs
 
 
 _FEWEST_ROWS = 32
-# The walk and the model's own pass do the same sums in another order: how far their logits may lie apart, as a share of
-# how far a prompt's logits lie apart from each other.
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-_LOW_PRECISION = 0.1
-# Answers alone are two or three logits that may lie near 0, where rounding in low precision looks like another model.
-_N_COMPARED = 64
 
 
 def run_edited(
@@ -57,7 +56,7 @@ def run_edited(
     compute: Compute = AUTO,
     splits: bool = True,
     whole_vocabulary: bool = False,
-    prepared: dict[tuple[int, ...], _Batch] | None = None,
+    prepared: Prepared | None = None,
 ) -> EngineUsed:
     """Run ``plan`` on every pair and hand over the answers' logits, a few pairs at a time.
 
@@ -70,7 +69,7 @@ def run_edited(
         compute: With which engine, in how much memory.
         splits: Whether edited rows may be run in several batches.
         whole_vocabulary: Hand over the logits of all tokens instead.
-        prepared: Batches by their indices, from earlier calls with the same model and tokens; this call's are added.
+        prepared: Base runs from earlier calls with the same model; this call's are added.
 
     Returns:
         Which engine ran, and why.
@@ -93,22 +92,20 @@ def run_edited(
         )
     if why is not None:
         announce(model, slower, why)
-    budget = max(1, compute.memory_bytes // edited_bytes_per_token(model))
+    per_token, base_per_token = edited_bytes_per_token(model), base_bytes_per_token(model)
+    budget = max(1, compute.memory_bytes // per_token)
     n_rows = len(plan.starts)
     with as_found(model.module), torch.inference_mode():
         for group in groups(tokens):
             suffix = group.length - (0 if plan.whole_prompt else group.start)
-            n_at_once = max(1, budget // (suffix * min(n_rows + 2, _FEWEST_ROWS)))
+            per_pair = suffix * (min(n_rows + 1, _FEWEST_ROWS) * per_token + base_per_token)
+            n_at_once = max(1, compute.memory_bytes // per_pair)
             for first in range(0, len(group.indices), n_at_once):
                 indices = group.indices[first : first + n_at_once]
-                n_split = max(1, budget // (suffix * len(indices)) - 2) if splits else n_rows
+                n_split = max(1, budget // (suffix * len(indices)) - 1) if splits else n_rows
                 logits: list[list[Tensor]] = [[] for _ in indices]
                 start = 0 if plan.whole_prompt else group.start
-                batch = (prepared or {}).get(tuple(indices))
-                if batch is None:
-                    batch = _Batch(model, tokens.subset(indices), start, whole_vocabulary)
-                if prepared is not None:
-                    prepared[tuple(indices)] = batch
+                batch = _Batch(model, tokens.subset(indices), start, whole_vocabulary, prepared)
                 for row in range(0, max(n_rows, 1), n_split):
                     part = plan.part(slice(row, row + n_split)) if splits and n_rows > n_split else plan
                     rows = None
@@ -138,87 +135,101 @@ def run_edited(
 
 
 class _Batch:
-    """A few pairs of one length: their prefix, computed once, and what their layers are called with."""
+    """A few pairs of one length: their base runs, made once, and edited runs that start from them."""
 
-    def __init__(self, model: Model, tokens: TokenPairs, start: int, whole_vocabulary: bool) -> None:
-        self.model = model
-        self.start = start
+    def __init__(
+        self, model: Model, tokens: TokenPairs, start: int, whole_vocabulary: bool, prepared: Prepared | None
+    ) -> None:
+        self.model, self.start, self.prepared = model, start, prepared
         self.ids = torch.tensor([tokens.clean, tokens.corrupt], device=model.device)
         self.n_pairs = self.ids.shape[1]
         self.scored: list[list[int]] | None = None if whole_vocabulary else tokens.scored_ids
         self.vocab = None if self.scored is None else sorted({token for ids in self.scored for token in ids})
-        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+        self.base: BaseRuns | None = None
+        self.columns = list(range(self.n_pairs))  # of the base runs
+        self.index: Tensor | None = None  # the same on the device; None: all
 
     def walk(self, plan: EditPlan) -> list[Tensor] | None:
         """Return logits [n_row, n_answer] a pair, or None where the walk does not give the model's own answers."""
         model = self.model
-        if self.calls is None:
+        if self.base is None:
             self._prepare()
-        assert self.calls is not None
-        n_pos = self.ids.shape[2] - self.start
-        hidden = self.embedded
-        starts = list(plan.starts)
-        n_rows = 2
-        state = _Shape(n_rows, self.n_pairs, n_pos)
-        with _editing(model, plan, state):
-            for layer, (args, kwargs) in enumerate(self.calls):
+        base = self.base
+        assert base is not None
+        if not base.agrees:
+            return None
+        runs = [answers_of(model, self._ours(base.last), self.vocab)]
+        if plan.starts:
+            edited = self._walk(plan, base)
+            if edited is None:
+                return None
+            runs.append(edited)
+        return self._by_pair(torch.cat(runs))
+
+    def _walk(self, plan: EditPlan, base: BaseRuns) -> Float[Tensor, "row pair token"] | None:
+        """Return the edited rows' logits; None where a corrupted run that goes along is not the one of the base."""
+        model = self.model
+        starts, first = list(plan.starts), plan.starts[0]
+        # A layer may be called with more than its arguments say. Where it is, a row with other tokens than the clean
+        # run's shows it, first of those that go along.
+        control = any(first < base.checked[column] for column in self.columns)
+        hidden = self._ours(base.entered[first])[1] if control else None
+        n_rows = int(control)
+        for layer in range(first, model.n_layers):  # before hooks of the plan are there
+            for what in plan.slots(layer):
+                base.slot(layer, what)
+            if plan.edits_mlps and model.mlp(layer) is not None:
+                base.mlp(layer)
+        shape = Rows(n_rows, self.n_pairs, base.n_pos)
+        with editing(model, plan, shape, self._noted, int(control)):
+            for layer in range(first, model.n_layers):
                 n_new = starts.count(layer)
                 if n_new:
-                    clean = hidden[: self.n_pairs]
-                    hidden = torch.cat([hidden, *([clean] * n_new)])
+                    clean = self._ours(base.entered[layer])[0]
+                    hidden = torch.cat([*([] if hidden is None else [hidden]), *([clean] * n_new)])
                     n_rows += n_new
-                    state.n_rows = n_rows
-                self.cache.n_rows = n_rows
-                sizes = (2 * self.n_pairs, n_rows * self.n_pairs)
+                    shape.n_rows = n_rows
+                args, kwargs = base.calls[layer]
+                base.cache.n_rows, base.cache.pairs = n_rows, self.index
+                sizes = (base.n_called, n_rows * self.n_pairs)
                 named = {name: _fitted(value, *sizes) for name, value in kwargs.items()}
-                output = model.layers[layer](hidden, *_fitted(args, *sizes), **named)
-                hidden = output[0] if isinstance(output, tuple) else output
-        last = hidden.view(n_rows, self.n_pairs, n_pos, -1)[:, :, -1]
-        if not _agree(_answers(model, last[:2, :1], self.compared)[:, 0].cpu(), self.own, model.dtype):
-            return None
-        return self._by_pair(_answers(model, last, self.vocab))
+                hidden = first_of(model.layers[layer](hidden, *_fitted(args, *sizes), **named))
+        assert hidden is not None
+        last = hidden.view(n_rows, self.n_pairs, base.n_pos, -1)[:, :, -1]
+        if control:
+            again, known = (answers_of(model, x, base.compared).cpu() for x in (last[0], self._ours(base.last)[1]))
+            if not agree(again, known, model.dtype):
+                return None
+            for column in self.columns:
+                base.checked[column] = min(base.checked[column], first)
+        return answers_of(model, last[int(control) :], self.vocab)
 
     def _prepare(self) -> None:
-        """Run the prefix once, then both suffixes, noting how the model calls its layers and what it answers."""
-        model = self.model
-        body: Any = body_of(model.module)
-        self.cache = prefix_cache(model.n_layers)
-        named = {cache_argument(model) or "": self.cache}
-        if self.start:
-            # One prompt's prefix is its counterpart's, too.
-            self.cache.recording = True
-            body(input_ids=self.ids[0, :, : self.start], use_cache=True, **named)
-            self.cache.recording = False
-        self.cache.n_rows = 2
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        embedded: list[Tensor] = []
+        """Take the base runs from those that are kept, or make them."""
+        found = None if self.prepared is None else self.prepared.find(self.ids, self.start)
+        if found is not None:
+            self.base, self.columns = found
+            self.index = torch.tensor(self.columns, device=self.ids.device)
+            return
+        self.base = BaseRuns(self.model, self.ids, self.start, () if self.scored is None else self.scored[0])
+        if self.prepared is not None:
+            self.prepared.keep(self.base)
 
-        def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            named = dict(kwargs)
-            stream = args[0] if args else named.pop("hidden_states")
-            embedded.append(stream)
-            calls.append((tuple(args[1:]), named))
+    def _ours(self, x: Float[Tensor, "2 some_pair *rest"]) -> Float[Tensor, "2 pair *rest"]:
+        return x if self.index is None else x[:, self.index]
 
-        with ExitStack() as hooks:
-            for block in model.layers:
-                hooks.callback(block.register_forward_pre_hook(note, with_kwargs=True).remove)
-            suffixes = self.ids[:, :, self.start :].flatten(0, 1)
-            body(input_ids=suffixes, use_cache=True, **named)
-        self.calls, self.embedded = calls, embedded[0]
-        # One pair of the batch stands for all: they have one length and one first changed place.
-        own = _own_answers(model, self.ids[:, :1], None)[:, 0].cpu()
-        answers = self.scored[0] if self.scored is not None else ()
-        some = sorted({*answers, *range(0, model.d_vocab, max(1, model.d_vocab // _N_COMPARED))})
-        self.compared = [token for token in some if own[:, token].isfinite().all()]  # not those that a model masks
-        self.own = own[:, self.compared]
+    def _noted(self, what: str, layer: int) -> Float[Tensor, "2 pair pos n"]:
+        assert self.base is not None
+        known = {"z": self.base.heads, "mlp": self.base.mlp}
+        return self._ours(known[what](layer) if what in known else self.base.slot(layer, what))
 
     def forward(self, plan: EditPlan) -> list[Tensor]:
         """Do the same by whole forward passes: every row from the first token and the first layer on."""
         model = self.model
         n_rows = 2 + len(plan.starts)
         ids = torch.cat([self.ids, self.ids[:1].expand(n_rows - 2, -1, -1)])
-        with _editing(model, plan, _Shape(n_rows, self.n_pairs, ids.shape[2])):
-            return self._by_pair(_own_answers(model, ids, self.vocab))
+        with editing(model, plan, Rows(n_rows, self.n_pairs, ids.shape[2])):
+            return self._by_pair(own_answers(model, ids, self.vocab))
 
     def _by_pair(self, logits: Float[Tensor, "row pair token"]) -> list[Float[Tensor, "row n_answer"]]:
         """Fetch a few logits of all pairs from their device at once; those of all tokens stay there."""
@@ -227,89 +238,6 @@ class _Batch:
         logits = logits.cpu()
         column = {token: place for place, token in enumerate(self.vocab)}
         return [logits[:, pair, [column[token] for token in ids]] for pair, ids in enumerate(self.scored)]
-
-
-@dataclass
-class _Shape:
-    n_rows: int
-    n_pairs: int
-    n_pos: int
-
-
-@contextmanager
-def _editing(model: Model, plan: EditPlan, shape: _Shape) -> Iterator[None]:
-    """Let ``plan`` edit heads, MLPs and slots in the layers it names, while open."""
-
-    def unfold(x: Tensor, *tail: int) -> Tensor:
-        return x.reshape(shape.n_rows, shape.n_pairs, shape.n_pos, *tail)
-
-    def heads(layer: int) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
-        def edit(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            z = unfold(args[0], model.n_heads, model.d_heads[layer])
-            plan.edit_heads(layer, z)
-            return (z.reshape(args[0].shape), *args[1:])
-
-        return edit
-
-    def mlp(layer: int) -> Callable[[nn.Module, Any, Any], Any]:
-        def edit(_module: nn.Module, _args: Any, output: Any) -> Any:
-            first = output[0] if isinstance(output, tuple) else output
-            values = unfold(first, first.shape[-1])
-            plan.edit_mlp(layer, values)
-            values = values.reshape(first.shape)
-            return (values, *output[1:]) if isinstance(output, tuple) else values
-
-        return edit
-
-    def slot(layer: int, name: str, cut: Cut) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def edit(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-            output = output.clone()
-            cut.edit(unfold(output, output.shape[-1]), lambda heads: plan.edit_slot(layer, name, heads))
-            return output
-
-        return edit
-
-    with ExitStack() as hooks:
-        for layer, projection in enumerate(model.projections):
-            hooks.callback(projection.register_forward_pre_hook(heads(layer)).remove)
-            if plan.edits_mlps:
-                module = model.mlp(layer)
-                if module is None:
-                    raise HeadcodesError(
-                        "a model whose MLPs are patched must be of a family whose MLP is known",
-                        f"{model!r}",
-                        "Patch heads only.",
-                    )
-                hooks.callback(module.register_forward_hook(mlp(layer)).remove)
-            for name in plan.slots(layer):
-                module, cut = slot_projection(model, layer, name)
-                hooks.callback(module.register_forward_hook(slot(layer, name, cut)).remove)
-        yield
-
-
-def _answers(
-    model: Model, hidden: Float[Tensor, "row pair d_model"], ids: Sequence[int] | None
-) -> Float[Tensor, "row pair token"]:
-    """Return fp32 logits of a few tokens, or of all, from the last block's output, as ``Model.trace`` does."""
-    assert model.final_norm is not None
-    weight, bias = unembedding(model.unembed, None if ids is None else torch.tensor(list(ids)))
-    logits = torch.nn.functional.linear(model.final_norm(hidden).float(), weight, bias)
-    return soft_capped(model, logits * model.facts.logit_scale)
-
-
-def _own_answers(
-    model: Model, ids: Int[Tensor, "row pair pos"], vocab: Sequence[int] | None
-) -> Float[Tensor, "row pair token"]:
-    """Return fp32 logits of some tokens, or of all, after the last one by the model's own forward pass."""
-    last = torch.full((ids.shape[0] * ids.shape[1],), ids.shape[2] - 1)
-    found = model.trace(ids.flatten(0, 1), logits_at=last, vocab=None if vocab is None else torch.tensor(vocab))
-    assert found is not None
-    return found.view(ids.shape[0], ids.shape[1], -1)
-
-
-def _agree(walked: Float[Tensor, "row token"], own: Float[Tensor, "row token"], dtype: torch.dtype) -> bool:
-    spread = (own - own.mean(-1, keepdim=True)).norm(dim=-1)
-    return bool(((walked - own).norm(dim=-1) <= _TOLERANCE.get(dtype, _LOW_PRECISION) * spread).all())
 
 
 def _fitted(value: Any, n_from: int, n_to: int) -> Any:

@@ -23,6 +23,8 @@ _GPU_SHARE = 16
 _CPU_GRAPH_BYTES = 1 << 30
 # On any device: the keys and values of what comes before the first changed token are held beside it, and grow with it.
 EDITED_BYTES = 1 << 27
+# Of runs that further edits start from: what is kept of them, all together. Beyond it they are made again.
+BASE_BYTES = 1 << 30
 
 
 def batch_bytes(device: torch.device) -> int:
@@ -48,6 +50,12 @@ def bytes_per_token(model: Model) -> int:
 def edited_bytes_per_token(model: Model) -> int:
     """Estimate what a token of one layer holds at a time: residual stream, queries to results, MLP intermediates."""
     return _per_value(model) * (6 * model.d_model + 3 * _widest(model) + 4 * model.n_heads * model.d_head)
+
+
+def base_bytes_per_token(model: Model) -> int:
+    """Return what is kept of a token of a pair for edits to start from: what enters every layer, and the head results
+    there, clean and corrupted."""
+    return 2 * _per_value(model) * model.n_layers * (model.d_model + model.n_heads * model.d_head)
 
 
 def node_bytes_per_token(model: Model) -> int:

@@ -70,6 +70,7 @@ def prefix_cache(n_layers: int) -> Any:
     class PrefixCache(DynamicCache):
         recording = False
         n_rows = 1
+        pairs: Tensor | None = None  # which of those in the prefix; None: all
 
         def __init__(self) -> None:
             super().__init__()
@@ -88,6 +89,8 @@ def prefix_cache(n_layers: int) -> Any:
             kept = self.kept[layer_idx]
             if kept is None:
                 return key_states, value_states
+            if self.pairs is not None:
+                kept = kept[0][self.pairs], kept[1][self.pairs]
             keys, values = (part.repeat(self.n_rows, 1, 1, 1) for part in kept)
             return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 

@@ -13,6 +13,7 @@ from headcodes.activations import cache as activation_cache
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.interventions import patch as patching
 from headcodes.interventions import verify as verifying
+from headcodes.interventions.base_runs import Prepared
 from headcodes.interventions.engine import Compute, EngineUsed
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.verify import verify
@@ -232,7 +233,7 @@ def test_confirmed_heads_surely_have_an_effect_and_maybe_some_size() -> None:
 
 
 def test_a_walk_that_goes_wrong_is_noticed(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headcodes.interventions import walk as sweep
+    from headcodes.interventions import base_runs
 
     model = tiny_model("gemma2", final_logit_softcapping=2.0)
     tokens = answered(model, token_pairs())
@@ -240,13 +241,49 @@ def test_a_walk_that_goes_wrong_is_noticed(tiny_model: Any, monkeypatch: pytest.
     np.testing.assert_allclose(
         causal_truth(model, tokens, compute=Compute("walk"), cache=False).effects, expected, **CLOSE
     )
-    honest = sweep._answers
-    monkeypatch.setattr(sweep, "_answers", lambda *args: 1.1 * honest(*args))
+    honest = base_runs.answers_of
+    monkeypatch.setattr(base_runs, "answers_of", lambda *args: 1.1 * honest(*args))
     with pytest.raises(HeadcodesError, match="own forward pass"):
         causal_truth(model, tokens, compute=Compute("walk"), cache=False)
     with pytest.warns(HeadcodesWarning, match="whole forward passes.*own answers"):
         truth = causal_truth(model, tokens, cache=False)
     np.testing.assert_allclose(truth.effects, expected, **CLOSE)
+
+
+def test_a_layer_that_is_given_more_than_its_arguments_is_noticed(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    tokens = answered(model, token_pairs())
+    seen: list[torch.Tensor] = []
+
+    def sees(_module: Any, _args: Any, output: Any) -> None:
+        seen[:] = [(output[0] if isinstance(output, tuple) else output)[:, -1:]]
+
+    def adds(_module: Any, args: Any) -> Any:
+        its = seen[0] if len(seen[0]) == len(args[0]) else seen[0][:1]
+        return (args[0] + its, *args[1:])
+
+    model.layers[0].register_forward_hook(sees)
+    model.layers[1].register_forward_pre_hook(adds)
+    # From layer 1 on, what layer 0 put out is that of another run.
+    with pytest.raises(HeadcodesError, match="own forward pass"):
+        verify(model, tokens, [(1, 0)], compute=Compute("walk"))
+    with pytest.warns(HeadcodesWarning, match="own answers"):
+        found = verify(model, tokens, [(1, 0)])
+    expected = verify(model, tokens, [(1, 0)], compute=Compute("forward")).effects
+    np.testing.assert_allclose(found.effects, expected, **CLOSE)
+
+
+def test_base_runs_that_are_kept_serve_some_of_their_pairs(tiny_model: Any) -> None:
+    model = tiny_model("qwen2")
+    tokens = answered(model, token_pairs())
+    prepared, some = Prepared(), list(range(0, len(tokens), 2))
+    heads = [(0, 1), (1, 0)]
+    expected = plain_effects(model, tokens)[some][:, [1, model.n_heads]]
+    verify(model, tokens, heads, prepared=prepared)
+    model.module.base_model.register_forward_pre_hook(lambda *_args: pytest.fail("made again"))
+    known = np.ones(len(some)), np.zeros(len(some))
+    again = verify(model, tokens.subset(some), heads, prepared=prepared, known=known).effects
+    np.testing.assert_allclose(again, expected, **CLOSE)
 
 
 # What a model of transformers may stop to offer, one by one: each stand-in lacks it.
