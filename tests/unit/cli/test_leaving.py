@@ -14,10 +14,7 @@ from headcodes import cli
 
 sys.modules["torch"] = types.ModuleType("torch")  # what takes Python long to clear away
 
-class Cycle:
-    def __init__(self):
-        self.itself = self
-
+class Held:
     def __del__(self):
         print("collected", flush=True)
 
@@ -26,7 +23,7 @@ def command():
     sys.stdout.write("result\\n")  # nobody flushes it
     sys.exit(int(sys.argv[1]))
 
-cycle = Cycle()
+held = Held()
 cli.app = command
 cli.main()
 """

@@ -179,5 +179,5 @@ def test_scores_by_place_of_another_form_are_refused(
     path.write_text(json.dumps(document | {"scores_by_position": right}))
     assert read_folder(tmp_path / "run").positions == right
     path.write_text(json.dumps(document | {"scores_by_position": right | wrong}))
-    with pytest.raises(HeadcodesError, match=r"belong together|finite|NaN|Infinity"):
+    with pytest.raises(HeadcodesError, match=r"belong together|finite|NaN|'scores_by_position\..* must be"):
         read_folder(tmp_path / "run")
