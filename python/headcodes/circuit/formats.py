@@ -135,6 +135,8 @@ def _read_edges(circuit: Path, name: str) -> Edges:
     with reading("the file of edge scores that the circuit names must lie beside it", circuit.parent / name, mend):
         if Path(name).name != name:
             raise ValueError("no plain file name")
+        if not circuit.with_name(name).exists():
+            raise ValueError("no such file")
         with safe_open(regular(circuit.with_name(name)), framework="numpy") as file:
             scores, names = file.get_tensor("edge_scores"), file.metadata() or {}
         sources, destinations = names["edge_sources"].split(), names["edge_destinations"].split()

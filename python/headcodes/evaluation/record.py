@@ -85,7 +85,8 @@ class Evaluation:
                 lines.append(f"  pairs           ROC AUC {rank['pair_auc']:.3f}")
         if self.truth and self.truth.get("mlp_effects"):
             largest = sorted(enumerate(self.truth["mlp_effects"]), key=lambda row: -abs(row[1]))[:5]
-            lines.append("  largest MLPs    " + "  ".join(f"m{layer} {effect:+.3f}" for layer, effect in largest))
+            shown = (f"m{layer} {round(effect, 3) + 0.0:+.3f}" for layer, effect in largest)  # no "-0.000"
+            lines.append("  largest MLPs    " + "  ".join(shown))
         if self.components:
             both = self.components
             if both["roc_auc"] is not None:

@@ -139,6 +139,7 @@ OF_TYPE: dict[pa.DataType, Any] = {
     pa.int64(): NUMBERS,
     pa.float64(): st.floats(),
     pa.bool_(): st.booleans(),
+    pa.list_(pa.int64()): st.lists(NUMBERS | st.none(), max_size=6),
     pa.list_(pa.float64()): st.lists(st.floats() | st.none(), max_size=6),
     pa.map_(pa.string(), pa.float64()): st.lists(st.tuples(TEXTS, st.floats()), max_size=3),
     pa.map_(pa.string(), pa.string()): st.lists(st.tuples(TEXTS, TEXTS), max_size=3),
