@@ -66,3 +66,13 @@ def flipped(model: Model, tokens: TokenPairs) -> TokenPairs:
         right.append(answers if good else others)
         wrong.append(others if good else answers)
     return TokenPairs(tokens.clean, tokens.corrupt, right, wrong, tokens.bos, tokens.pairs)
+
+
+# For tiny models of 97 tokens.
+PROMPTS = [[5, 70, 31, 41, 9, 62], [5, 70, 31, 41, 9, 8], [8, 9, 10, 11]]
+
+
+def from_clean(clean: list[list[int]]) -> TokenPairs:
+    """Return pairs of clean prompts and of these with a token changed, for tiny models of 97 tokens."""
+    corrupt = [changed(ids, n_vocab=97) for ids in clean]
+    return made(clean, corrupt, [[3, 4]] * len(clean), [[5, 6, 7]] * len(clean))

@@ -1,11 +1,8 @@
 """A model proves itself when it is opened: one short batch of its own shows what its parts do, whatever their names.
 
-All rows of the batch but one hold the same tokens, and every layer is given the first row's residual stream in them.
-Row 0 is left alone; in the others something is disturbed within each layer: the heads' results and then the MLP's
-output, the queries, keys or values of one head. What then changes, and whether it adds up, is what the model is found
-to do. The last row is another prompt. A second pass holds both prompts' head results to those in a row that they
-share, with nothing behind them; where they are not the same there, or rows cannot be shared, a third to those of one
-prompt alone.
+All rows but the last, another prompt, hold the same tokens, and every layer is given row 0's stream. In the rows
+between, heads' results and MLPs, or the queries, keys or values of one head, are disturbed in each layer: what changes,
+and whether it adds up, is what the model does. A second pass (or third) holds heads in shared rows to heads alone.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from headcodes.interventions.base_runs import Prepared
 from headcodes.interventions.engine import Compute, EngineUsed
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.verify import verify
+from headcodes.models import prefix_cache, relied
 from headcodes.models.model import Model
 from headcodes.prompts.tokens import TokenPairs
 from plain_runs import CLOSE, FAMILIES, answered, plain_ld, seen, token_pairs
@@ -341,11 +342,7 @@ def test_whole_forward_passes_are_announced_and_recorded_with_their_reason(
     assert causal_truth(model, tokens, cache=False, compute=Compute("forward")).engine == EngineUsed("forward")
 
 
-def test_a_newer_transformers_is_named_where_it_is_not_recognised(
-    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from headcodes.models import prefix_cache, relied
-
+def test_a_newer_transformers_is_named(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     _fills_no_cache(model, monkeypatch)
     assert "newer" not in str(prefix_cache.why_not_walked(model))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +21,8 @@ from headcodes.interventions.patch import causal_truth
 from headcodes.methods import eap
 from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
-from headcodes.prompts.tokens import TokenPairs
-from made_pairs import changed, made
+from made_pairs import PROMPTS, from_clean
 from tiny_families import make
-
-PROMPTS = [[5, 70, 31, 41, 9, 62], [5, 70, 31, 41, 9, 8], [8, 9, 10, 11]]
-
-
-def token_pairs(clean: list[list[int]]) -> TokenPairs:
-    corrupt = [changed(ids, n_vocab=97) for ids in clean]
-    return made(clean, corrupt, [[3, 4]] * len(clean), [[5, 6, 7]] * len(clean))
 
 
 def adapted(dora: bool, modules: list[str]) -> Any:
@@ -58,7 +48,7 @@ def test_adapters_on_the_output_projection_count(dora: bool, whole: bool) -> Non
     torch.testing.assert_close(found.W_O, merged.W_O, atol=1e-5, rtol=1e-4)
     ours, theirs = capture(found, PROMPTS)[0], capture(merged, PROMPTS)[0]
     torch.testing.assert_close(ours.head_outputs(), theirs.head_outputs(), atol=1e-5, rtol=1e-4)
-    tokens = token_pairs(PROMPTS)
+    tokens = from_clean(PROMPTS)
     edges = [eap.find("eap", Inputs(each, tokens), "edge", 0) for each in (found, merged)]
     np.testing.assert_allclose(edges[0].edges.scores, edges[1].edges.scores, atol=1e-4, rtol=1e-3)
     assert spearmanr(edges[0].head_scores.ravel(), edges[1].head_scores.ravel()).statistic > 0.99
@@ -128,7 +118,7 @@ def test_an_mlp_that_puts_out_more_than_it_adds_keeps_heads_and_loses_edges() ->
     found = load_model(model)
     assert "layer 1" in (found.facts.stream or "")
     assert found.mlp(1) is None
-    inputs = Inputs(found, token_pairs(PROMPTS))
+    inputs = Inputs(found, from_clean(PROMPTS))
     assert eap.find("eap", inputs, "node", 0).head_scores.all()
     with pytest.raises(HeadcodesError, match="do not add up to what leaves layer 1"):
         eap.find("eap", inputs, "edge", 0)
@@ -140,7 +130,7 @@ def test_a_prompt_beyond_the_table_of_positions_is_named(name: str) -> None:
     long = [[5] * 64, [5] * 65]
     with pytest.raises(HeadcodesError, match=r"at most 64 tokens.* prompt 1 of 65 tokens"):
         capture(model, long)
-    tokens = token_pairs([[*PROMPTS[0], *[9] * 60]])
+    tokens = from_clean([[*PROMPTS[0], *[9] * 60]])
     with pytest.raises(HeadcodesError, match="at most 64 tokens"):
         eap.find("eap", Inputs(model, tokens), "node", 0)
     with pytest.raises(HeadcodesError, match="at most 64 tokens"):
@@ -188,131 +178,6 @@ def test_no_score_is_large_enough_to_see_through_the_mask_of_a_shared_row() -> N
     assert not (scores + mask).float().softmax(1)[mask != 0].any()
 
 
-def test_a_configuration_that_speaks_of_quantised_weights_is_no_fault_where_they_are_plain() -> None:
-    model = make("gpt-oss").to(torch.bfloat16)
-    model.config.quantization_config = {"quant_method": "mxfp4"}
-    assert load_model(model).facts.edges is None
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_quantised_weights_are_read_as_what_they_compute(bits: int, tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    plain = make("Llama", hidden_size=64, intermediate_size=128)
-    plain.save_pretrained(tmp_path)
-    how = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
-    quantised = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=how, dtype=torch.float32)
-    found, before = load_model(quantised), load_model(plain).W_O
-    assert not torch.equal(found.W_O, before)
-    torch.testing.assert_close(found.W_O, before, atol=0.2 if bits == 4 else 0.02, rtol=0)
-    seen: list[tuple[Tensor, Tensor]] = []
-    watch = found.projections[1].register_forward_hook(lambda _m, args, out: seen.append((args[0], out)))
-    with torch.no_grad():
-        quantised(input_ids=torch.tensor(PROMPTS[:1]))
-    watch.remove()
-    (z, out) = seen[0]
-    heads = torch.einsum("bshd,hdm->bsm", found.by_head(1, z).float(), found.W_O[1].float())
-    assert float((heads - out).norm() / out.norm()) < 0.02
-    assert bool(capture(found, PROMPTS)[0].z.isfinite().all())
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_weights_of_torchao_are_read_as_what_they_compute(dynamic: bool, tmp_path: Path) -> None:
-    quantization = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
-    from transformers import AutoModelForCausalLM, TorchAoConfig
-
-    plain = make("Llama", hidden_size=64, intermediate_size=128)
-    plain.save_pretrained(tmp_path)
-    kind = "Int8DynamicActivationInt8WeightConfig" if dynamic else "Int8WeightOnlyConfig"
-    how = TorchAoConfig(getattr(quantization, kind)())
-    quantised = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=how, dtype=torch.float32)
-    found, before = load_model(quantised), load_model(plain).W_O
-    assert not torch.equal(found.W_O, before)
-    torch.testing.assert_close(found.W_O, before, atol=0.02, rtol=0)
-    inputs = Inputs(found, token_pairs(PROMPTS))
-    if dynamic:  # rounded inputs have no gradient
-        with pytest.raises(HeadcodesError, match="gradient must reach every part"):
-            eap.find("eap", inputs, "node", 0)
-    else:
-        assert eap.find("eap", inputs, "edge", 0).head_scores.all()
-
-
-@pytest.mark.parametrize("preset", ["W4A16", "W8A16", "W8A8"])
-def test_weights_of_compressed_tensors_are_unpacked_and_rounded_inputs_refused(preset: str, tmp_path: Path) -> None:
-    compressors = pytest.importorskip("compressed_tensors.compressors", reason="compressed-tensors is not installed")
-    from compressed_tensors import quantization
-    from compressed_tensors.quantization.utils import calculate_qparams
-
-    plain, packed = (make("Llama", hidden_size=128, intermediate_size=128) for _ in range(2))
-    scheme = quantization.preset_name_to_scheme(preset, ["Linear"])
-    how = quantization.QuantizationConfig(config_groups={"all": scheme}, ignore=["lm_head"])
-    quantization.apply_quantization_config(packed, how)
-    for part in packed.modules():
-        if hasattr(part, "weight_scale"):
-            least, most = part.weight.detach().aminmax(dim=1, keepdim=True)
-            part.weight_scale.data, _ = calculate_qparams(least, most, part.quantization_scheme.weights)
-    packing = compressors.ModelCompressor.from_pretrained_model(packed)
-    packing.compress_model(packed)
-    packed.save_pretrained(tmp_path)
-    packing.update_config(tmp_path)
-    if preset == "W8A8":
-        with pytest.raises(HeadcodesError, match=r"^An output projection must compute a linear map[^\n]*$"):
-            load_model(tmp_path, tokenizer=object(), dtype="float32")
-        return
-    found, before = load_model(tmp_path, tokenizer=object(), dtype="float32"), load_model(plain).W_O
-    assert not torch.equal(found.W_O, before)
-    torch.testing.assert_close(found.W_O, before, atol=0.1 if preset == "W4A16" else 0.01, rtol=0)
-    assert eap.find("eap", Inputs(found, token_pairs(PROMPTS)), "edge", 0).head_scores.all()
-
-
-def test_experts_packed_as_mxfp4_stand_beside_plain_attention(tmp_path: Path, tiny_tokenizer: Any) -> None:
-    """As gpt-oss is published: transformers makes the experts plain where it has no kernels for them."""
-    from safetensors.torch import load_file, save_file
-
-    plain = make("gpt-oss", hidden_size=64, intermediate_size=64).bfloat16()
-    plain.save_pretrained(tmp_path)
-    tiny_tokenizer.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    for name in [name for name in weights if name.endswith(("gate_up_proj", "down_proj"))]:
-        n_experts, n_in, n_out = weights.pop(name).shape
-        weights[f"{name}_blocks"] = torch.randint(256, (n_experts, n_out, n_in // 32, 16), dtype=torch.uint8)
-        weights[f"{name}_scales"] = torch.randint(120, 124, (n_experts, n_out, n_in // 32), dtype=torch.uint8)
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((tmp_path / "config.json").read_text())
-    left = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
-    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": left}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    found = load_model(tmp_path, dtype="bfloat16")
-    assert torch.equal(found.W_O, load_model(plain).W_O)
-    assert found.facts.edges is None
-    assert not torch.equal(
-        found.module.model.layers[0].mlp.experts.down_proj, plain.model.layers[0].mlp.experts.down_proj
-    )
-
-
-@pytest.mark.parametrize("method", ["gptq", "awq", "aqlm"])
-def test_a_format_that_cannot_be_read_here_is_named(method: str, tmp_path: Path) -> None:
-    make("Llama").save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    if any(map(find_spec, ("optimum", "gptqmodel", "aqlm"))):
-        pytest.skip("what reads such formats is installed")
-    with pytest.raises(HeadcodesError, match=rf"(?i)^quantised weights must .*{method}[^\n]*$"):
-        load_model(tmp_path, tokenizer=object())
-
-
-def test_a_format_that_was_never_tried_is_refused_by_name() -> None:
-    model = make("Llama")
-    model.config.quantization_config = {"quant_method": "quanto"}
-    assert load_model(model).facts.edges is None  # the weights are plain
-    for layer in model.model.layers:
-        layer.self_attn.o_proj.weight = nn.Parameter(torch.ones(32, 32, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(HeadcodesError, match=r"of a format that was tried \(.*\); got .* in quanto"):
-        load_model(model)
-
-
 def test_heads_that_read_more_than_queries_keys_and_values_have_no_edges() -> None:
     """A gate on a head's result that reads the stream: edges by queries, keys and values would miss it."""
     model = make("Llama")
@@ -324,7 +189,7 @@ def test_heads_that_read_more_than_queries_keys_and_values_have_no_edges() -> No
         )
     found = load_model(model)
     assert "heads of layer 0 read more of the stream" in (found.facts.edges or "")
-    inputs = Inputs(found, token_pairs(PROMPTS))
+    inputs = Inputs(found, from_clean(PROMPTS))
     assert eap.find("eap", inputs, "node", 0).head_scores.all()
     with pytest.raises(HeadcodesError, match="read more of the stream"):
         eap.find("eap", inputs, "edge", 0)
@@ -350,7 +215,7 @@ def test_gradients_that_do_not_flow_get_one_line() -> None:
     assert loaded.W_O.abs().max() == 0
     model.model.layers[1].self_attn.o_proj.forward = lambda x: torch.zeros_like(x)
     with pytest.raises(HeadcodesError, match="gradient must reach every part"):
-        eap.find("eap", Inputs(loaded, token_pairs(PROMPTS)), "node", 0)
+        eap.find("eap", Inputs(loaded, from_clean(PROMPTS)), "node", 0)
 
 
 def test_a_model_that_sees_what_comes_after_is_refused() -> None:
