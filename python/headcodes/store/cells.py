@@ -226,6 +226,8 @@ def _read_table(path: Path) -> pa.Table:
     packs.refuse_irregular(path)
     # Not read_table, which takes twice as long to find out that it is given one file.
     file = pq.ParquetFile(path, page_checksum_verification=True)
+    # Where a damaged footer speaks of a column, asking for its entry would end the process; this raises instead.
+    file.scan_contents(batch_size=1 << 16)
     about = file.metadata
     groups = [about.row_group(i) for i in range(about.num_row_groups)]
     n_values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
