@@ -250,20 +250,29 @@ def bootstrap(
     return Interval(float(statistic(np.arange(n))), float(low), float(high), level, int(drawn.size))
 
 
+# Resamples of so few values all lie on one side of 0, where the values do, and they do by chance in more than 1 of 20
+# cases (2^(1-n)): no quantile of them can say 95%.
+FEWEST_RESAMPLED = 6
+
+
 def mean_intervals(
     values: Float[np.ndarray, "n k"], *, n_resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """Bootstrap the mean over the first axis for every column at once; returns low [k] and high [k].
+    """Return the ends low [k] and high [k] of the interval of every column's mean, bootstrapped over the first axis.
 
     Quantiles further out than ``level`` make up for what few prompts lack, as Student's t does for the normal: the
     expanded percentile interval of Hesterberg 2015 (What Teachers Should Know About the Bootstrap, The American
-    Statistician 69).
+    Statistician 69). Of two to five values it is Student's t interval, which can be wider than the values lie apart; of
+    one there is none, and both ends are that value.
     """
     from scipy.special import ndtr, stdtrit
 
     values = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(seed)
     n = len(values)
+    if 1 < n < FEWEST_RESAMPLED:
+        mean, half = values.mean(axis=0), stdtrit(n - 1, (1 + level) / 2) * values.std(axis=0, ddof=1) / math.sqrt(n)
+        return mean - half, mean + half
+    generator = np.random.default_rng(seed)
     # How often each prompt is drawn: a resample's mean is then one product.
     counts = generator.multinomial(n, np.full(n, 1 / n), size=n_resamples)
     means = counts @ values / n

@@ -139,6 +139,12 @@ def test_intervals_of_few_prompts_are_as_wide_as_students() -> None:
     low, high = metrics.mean_intervals(values, n_resamples=4000)
     width = 2 * t.ppf(0.975, 9) * values.std(axis=0, ddof=1) / np.sqrt(10)
     assert np.median((high - low) / width) == pytest.approx(1, abs=0.05)
+    # Of five or fewer the resamples do not reach far enough: they are Student's own.
+    low, high = metrics.mean_intervals(values[:4])
+    width = 2 * t.ppf(0.975, 3) * values[:4].std(axis=0, ddof=1) / 2
+    np.testing.assert_allclose(high - low, width)
+    np.testing.assert_allclose((low + high) / 2, values[:4].mean(axis=0))
+    np.testing.assert_array_equal(metrics.mean_intervals(values[:1]), [values[0], values[0]])
 
 
 def test_bootstrap_leaves_out_what_does_not_exist() -> None:

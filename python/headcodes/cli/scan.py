@@ -29,6 +29,10 @@ def scan(
     prompt_seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the prompts, for all seeds.")] = 0,
     n_train: options.NTrain = Settings.n_train,
     stable: options.Stable = None,
+    verify: Annotated[
+        str,
+        typer.Option(help="Patch a cell's best heads exactly: auto (until no more are confirmed), a number, or off."),
+    ] = "off",
     positions: options.Positions = "mean",
     bos: options.Bos = "auto",
     device: options.Device = Settings.device,

@@ -172,6 +172,13 @@ def _confirmed(result: Result, verification: Verification, top: int) -> list[Par
     if others:
         named = ", ".join(f"{node} {circuit.effects[node]['effect']:+.2f}" for node in others[:8])
         below.append(f"not confirmed: {named}{f' and {len(others) - 8} more' if len(others) > 8 else ''}")
+    if about["interval"] != "bootstrap":
+        below.append(
+            f"on {about['n_pairs']} answered pairs little is sure, and most heads that count pass unnoticed; give more,"
+            " 16 if you can"
+            if about["interval"] == "t"
+            else "one answered pair says nothing of other prompts: effects have no intervals; give more, 16 if you can"
+        )
     below.append(
         f"not reached ({_STOPPED[about['stopped']]}): {about['n_unreached']} {what},"
         f" with {about['unreached_share']:.0%} of all that was foretold"

@@ -17,7 +17,7 @@ from headcodes.interventions.patch import answered
 from headcodes.interventions.paths import PathEffects, path_effects
 from headcodes.interventions.verify import AT_LEAST, SHARE, Verification, verify, verify_in_order
 from headcodes.methods.attribution import robust
-from headcodes.metrics import normalised
+from headcodes.metrics import FEWEST_RESAMPLED, normalised
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,14 +73,14 @@ def confirm_heads(
     if n_heads is not None:
         some, known = heads[:n_heads], (clean_ld, corrupt_ld)
         return verify(inputs.model, tokens, some, pairs=_MOST_PAIRS, known=known, seed=seed, prepared=prepared)
-    repairs = findings.signed is None
+    repairs = not findings.by_gradients
     pairs = _PAIRS_WITHOUT_GRADIENTS if repairs else max(_FEWEST_PAIRS, min(_MOST_PAIRS, len(tokens) // 3))
     return verify_in_order(
         inputs.model,
         tokens,
         heads,
         findings.part_effects[order],
-        signed=not repairs,
+        signed=findings.signed is not None,
         pairs=pairs,
         budget=float(_BUDGET * _FORWARDS * inputs.model.n_layers * sum(map(len, tokens.clean))),
         at_least=_AT_LEAST_WITHOUT_GRADIENTS if repairs else AT_LEAST,
@@ -117,7 +117,7 @@ def confirm_edges(
         model, tokens, min(_PATH_PAIRS, len(verification.effects)), (known[0], known[1])
     )
     prepared = Prepared() if prepared is None else prepared
-    if takes_gradients(findings):
+    if findings.by_gradients:
         some = chosen.subset(range(min(_PROPOSING_PAIRS, len(chosen))))
         try:
             edges, products = carried_edges(model, some, heads, prepared)
@@ -135,11 +135,6 @@ def confirm_edges(
         return None
     best, known = ranked[:_MOST_PATHS], (clean_ld, corrupt_ld)
     return path_effects(model, chosen, best, known=known, seed=seed, prepared=prepared)
-
-
-def takes_gradients(findings: Findings) -> bool:
-    """Whether the method worked out what its heads do from gradients, so that a backward pass is to be had here."""
-    return findings.signed is not None
 
 
 def expected_effects(findings: Findings, verification: Verification) -> Float[np.ndarray, " n_part"]:
@@ -178,13 +173,19 @@ def confirmation(findings: Findings, verification: Verification) -> dict[str, An
     reached, total = set(verification.heads), sum(scores.values())
     return {
         "n_pairs": len(verification.effects),
+        "interval": interval_of(len(verification.effects)),
         "clean_logit_diff": float(verification.clean_ld.mean()),
         "least_share": SHARE,
         "stopped": verification.stopped,
-        "paths_proposed_by": "gradients" if takes_gradients(findings) else "composition",
+        "paths_proposed_by": "gradients" if findings.by_gradients else "composition",
         "n_unreached": len(scores) - findings.n_left_out - len(reached),
         "unreached_share": max(0.0, 1 - sum(scores[part] for part in reached) / total) if total > 0 else 0.0,
     }
+
+
+def interval_of(n_pairs: int) -> str:
+    """Return what intervals over so many pairs are: "bootstrap", "t" (Student's) or "none"."""
+    return "bootstrap" if n_pairs >= FEWEST_RESAMPLED else "t" if n_pairs > 1 else "none"
 
 
 def found_exactly(findings: Findings, verification: Verification, paths: PathEffects | None) -> dict[str, Any]:

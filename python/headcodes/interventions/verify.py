@@ -109,9 +109,13 @@ def confirmed(
     Two conditions: the interval of its mean effect excludes 0, or single answers change by at least ``least`` on
     average (mean magnitude: the part helps on some prompts and hinders on others); and the interval reaches as far as
     ``least``. With intervals of 95%, at most about 5% of parts without any effect pass the first by chance, and at most
-    about 2.5% of parts whose mean effect is ``least`` or more fail the second.
+    about 2.5% of parts whose mean effect is ``least`` or more fail the second. Of fewer than six pairs, the
+    mean magnitude must be that large surely (Student's t): a few large answers are no average.
     """
-    sure = (low > 0) | (high < 0) | (np.abs(effects).mean(axis=0) >= least)
+    magnitude: Float[np.ndarray, " n"] = np.abs(effects).mean(axis=0)
+    if len(effects) < metrics.FEWEST_RESAMPLED:
+        magnitude = metrics.mean_intervals(np.abs(effects))[0]
+    sure = (low > 0) | (high < 0) | (magnitude >= least)
     may_be: list[bool] = (sure & (np.maximum(-low, high) >= least)).tolist()
     return may_be
 

@@ -98,6 +98,7 @@ class Method:
             scored = [module.find(self.id, inputs, level, seed) for seed in seeds]
         for findings in scored:
             findings.leave_out(inputs.model.without_heads)
+            findings.by_gradients = self.cost == "backward" and findings.fallback is None
         if not all(findings.is_finite for findings in scored):
             raise HeadcodesError(
                 "every head's score must be a finite number",

@@ -57,6 +57,7 @@ class Findings:
         dead_share: share of (prompt, head) rows in which no latent is active.
         method_used: the method that ``default`` stood for; None where the method asked for ran itself.
         fallback: why ``default`` stood for a method without gradients; None where it did not.
+        by_gradients: whether the scores were made from gradients, so that a backward pass is to be had.
         engine: which engine patched, and why; of the method ``patching`` only.
         n_left_out: entries of ``head_scores`` that are no heads: a hybrid's layers may have none.
         timings_s: seconds a stage.
@@ -83,6 +84,7 @@ class Findings:
     dead_share: float | None = None
     method_used: str | None = None
     fallback: str | None = None
+    by_gradients: bool = False
     engine: EngineUsed | None = None
     n_left_out: int = 0
     timings_s: dict[str, float] = field(default_factory=dict)

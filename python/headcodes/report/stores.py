@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from headcodes.circuit.circuit import Circuit
 from headcodes.files import reading
 from headcodes.report.curves import published_curves
 from headcodes.report.records import RunRecord, natural, option_words, with_names_of_today
-from headcodes.settings import SETTINGS, SHARED
+from headcodes.settings import SETTINGS, SHARED, parse_verify
 
 
 def read_store(folder: Path | str, top: int = 20) -> list[RunRecord]:
@@ -62,16 +63,21 @@ def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
         "command": _scan_command(row),
         "whole_page": _page_command(row),
     }
-    circuit = Circuit.from_scores(
-        _stable(scores, row),
-        top=top,
-        pair_scores=arrays.get("pair_scores"),
-        model=row["model"],
-        task=row["task"],
-        method=row["method"],
-        d_model=row["d_model"],
-        parallel_attn_mlp=bool(row["parallel_attn_mlp"]),
-    )
+    if row["circuit"]:
+        circuit = _confirmed(row, shape)
+        effects = [{"head": name, **its} for name, its in circuit.effects.items() if "->" not in name]
+        document |= {"verify": parse_verify(row["verify"] or ""), "verification": effects}
+    else:
+        circuit = Circuit.from_scores(
+            _stable(scores, row),
+            top=top,
+            pair_scores=arrays.get("pair_scores"),
+            model=row["model"],
+            task=row["task"],
+            method=row["method"],
+            d_model=row["d_model"],
+            parallel_attn_mlp=bool(row["parallel_attn_mlp"]),
+        )
     record = RunRecord(
         document=document,
         circuit=circuit,
@@ -81,6 +87,16 @@ def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
     )
     _ = record.head_values  # numbers of the wrong count are found here, not while drawing
     return record
+
+
+def _confirmed(row: Mapping[str, Any], shape: tuple[int, int]) -> Circuit:
+    """Return the circuit whose heads and paths were patched exactly in a cell."""
+    circuit = Circuit.from_dict(json.loads(row["circuit"]))
+    if (circuit.n_layers, circuit.n_heads, circuit.method) != (*shape, row["method"]) or not set(circuit.nodes) <= set(
+        circuit.effects
+    ):
+        raise ValueError("a circuit that is not of this cell")
+    return circuit
 
 
 def _stable(scores: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
@@ -95,7 +111,7 @@ def _stable(scores: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
 
 _DRAWN = ("selection_frequency", "score_low", "score_high")
 _FROM_ROW = {*SETTINGS, "prompt_seed", "bos_added", "backend", "n_layers", "n_heads", "mention_scores", "dead_share"}
-_FROM_ROW |= {"stable", "n_resamples", "layers_without_heads", *_DRAWN}
+_FROM_ROW |= {"stable", "n_resamples", "layers_without_heads", *_DRAWN, "unverified"}
 
 
 def _scan_command(row: Mapping[str, Any]) -> str:
@@ -105,7 +121,7 @@ def _scan_command(row: Mapping[str, Any]) -> str:
     task = row["task"] if row["prompts"] or not row["negative"] else f"{row['task']}:{row['negative']}"
     lists = {"models": model, "tasks": task, "methods": row["method"], "seeds": row["seed"]}
     words = ["headcodes", "scan", *option_words(lists, *lists)]
-    words += option_words(row, *SHARED, "prompt_seed", "stable")
+    words += option_words(row, *SHARED, "prompt_seed", "stable", "verify")
     return shlex.join(map(str, [*words, "--store", "store"]))
 
 
@@ -121,11 +137,12 @@ def _page_command(row: Mapping[str, Any]) -> str:
             words += ["--prompts", row["task"]]
         else:
             words += option_words({**row, "negative": row["negative"] or None}, "task", "negative", "n_prompts")
-        words += option_words(row, "method", "seed", *_OF_A_RUN, "stable")
+        words += option_words(row, "method", "seed", *_OF_A_RUN, "stable", "verify")
         return shlex.join(map(str, [*words, "--out", "cell"]))
     # `discover --seed` is of prompts and method at once; a scan keeps the two apart.
     build = {"n": row["n_prompts"], "seed": row["prompt_seed"], "negative": row["negative"]}
     run = {name: row[name] for name in ("method", "seed", "level", "n_train", "positions", "bos", "threads", "stable")}
+    verify = parse_verify(row["verify"] or "off")
     chat = f"headcodes.prompts.chat.render_chat(pairs, model.tokenizer, {row.get('system') or None!r})"
     if row.get("chat"):
         run["bos"] = "no" if run["bos"] == "auto" else run["bos"]
@@ -140,6 +157,6 @@ def _page_command(row: Mapping[str, Any]) -> str:
             f"model = headcodes.load_model({row['model']!r}, {load})",
             f"pairs = headcodes.tasks.get({row['task']!r}).build(model.tokenizer, {written(build)})",
             *[f"import headcodes.prompts.chat\npairs = {chat}"] * bool(row.get("chat")),
-            f"headcodes.discover(model, pairs, {written(run)}).save('cell', model=model)",
+            f"headcodes.discover(model, pairs, {written(run)}, {verify=}).save('cell', model=model)",
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import socket
 import threading
@@ -18,6 +19,7 @@ from headcodes.files import cache_dir
 from headcodes.provenance import versions
 from headcodes.scan.measure import BudgetExceeded, begin_peak, budget, peak_bytes
 from headcodes.scan.plan import Cell, forget_models
+from headcodes.settings import parse_verify
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,7 +137,9 @@ class Worker:
                 with budget(self._budget_s):
                     inputs = self._open(cell)
                     held = begin_peak(cell.device) - self._captured_bytes
-                    result = explain(inputs, cell.method, level=cell.level, seed=cell.seed, stable=cell.stable)
+                    verify = parse_verify(cell.verify)
+                    asked = {"level": cell.level, "seed": cell.seed, "stable": cell.stable, "verify": verify}
+                    result = explain(inputs, cell.method, **asked)
         except _ChangedError:
             raise
         except BudgetExceeded:
@@ -174,6 +178,8 @@ class Worker:
             head_scores=result.head_scores.ravel().tolist(),
             mention_scores=None if result.mention_scores is None else result.mention_scores.ravel().tolist(),
             **({} if findings.resampled is None else findings.resampled.as_json()),
+            circuit=None if result.verification is None else json.dumps(result.circuit().as_dict()),
+            unverified=result.unverified,
             dead_share=findings.dead_share,
             share_right=check.share_right,
             positive_logit_diff=check.positive_logit_diff,

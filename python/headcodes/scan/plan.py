@@ -17,7 +17,7 @@ from headcodes.models.sources import exact_dtype
 from headcodes.prompts.files import parse_columns, source_checksum
 from headcodes.prompts.tables import SUFFIXES
 from headcodes.provenance import code_checksum, library_versions
-from headcodes.settings import MOST_SEED, SHARED, Settings, SharedSettings, parse_seeds
+from headcodes.settings import MOST_SEED, SHARED, Settings, SharedSettings, parse_seeds, parse_verify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,14 @@ class Cell(Settings):
         prompts: checksum of the prompt file or data set, "" for a built-in task.
         prompt_seed: of the prompts: all seeds of a method share them.
         stable: as ``headcodes.discover`` takes it.
+        verify: as the command line takes it: "off", "auto" or a number of heads.
         dtype: never "auto": what auto stood for is part of what a cell is.
     """
 
     prompts: str = ""
     prompt_seed: int = field(default=0, metadata={"minimum": 0, "maximum": MOST_SEED})
     stable: float | None = None
+    verify: str = "off"
 
     def identity(self) -> str:
         """Return 32 hexadecimal digits that differ as soon as settings, model, prompts, code or libraries differ."""
@@ -58,6 +60,7 @@ class Plan(SharedSettings):
             the same for all of them.
         prompt_seed: of the prompts, for all seeds.
         stable: of every cell, as ``headcodes.discover`` takes it.
+        verify: of every cell: "off", "auto" or a number of heads (``headcodes.settings.parse_verify``).
     """
 
     models: tuple[tuple[str, str | None], ...]
@@ -66,9 +69,11 @@ class Plan(SharedSettings):
     seeds: tuple[int, ...] = (0,)
     prompt_seed: int = field(default=0, metadata={"minimum": 0, "maximum": MOST_SEED})
     stable: float | None = None
+    verify: str = "off"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        verify = parse_verify(self.verify)
         for name in self.methods:
             method = _known(name, methods.METHODS, "method", "headcodes methods")
             if self.level not in methods.get(method).levels:
@@ -80,7 +85,7 @@ class Plan(SharedSettings):
             if self.stable is not None:
                 from headcodes.methods.stability import check_stable
 
-                check_stable(self.stable, method)
+                check_stable(self.stable, method, verify=verify)
         if self.columns:
             parse_columns(self.columns)
         if self.of_files and not any(_is_file(task) for task, _ in self.tasks):
@@ -177,7 +182,7 @@ class Plan(SharedSettings):
 
 
 # What all cells of a plan share, as plan files and command lines name it.
-PLAN_SETTINGS = (*SHARED, "prompt_seed", "stable")
+PLAN_SETTINGS = (*SHARED, "prompt_seed", "stable", "verify")
 
 
 def _is_file(task: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     Discriminator,
     Field,
     NonNegativeInt,
@@ -73,6 +74,16 @@ def _kind_of(setting: dataclasses.Field[Any], hint: Any) -> Any:
     return Annotated[hint, Field(ge=bounds["minimum"], le=bounds["maximum"])] if bounds else hint
 
 
+def _as_text(value: Any) -> Any:
+    """To YAML, off is false."""
+    return "off" if value is False else str(value) if type(value) is int else value
+
+
+_VERIFY = Annotated[
+    str,
+    BeforeValidator(_as_text, json_schema_input_type=str | Literal[False] | int),
+    Field(pattern="^(auto|off|[1-9][0-9]{0,9})$"),
+]
 _SEEDS = Annotated[str, Field(pattern="^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$")]
 _FIELDS: dict[str, Any] = {
     "models": (_some(_text_or(_ModelRow)), ...),
@@ -85,6 +96,7 @@ _FIELDS: dict[str, Any] = {
         if each.name in PLAN_SETTINGS
     },
     "stable": (Annotated[float, Field(gt=0, le=1)] | None, None),
+    "verify": (_VERIFY, "off"),
 }
 PlanFile = create_model("PlanFile", __base__=_Schema, __doc__="A plan of `headcodes scan`.", **_FIELDS)
 

@@ -53,6 +53,7 @@ SCHEMA = pa.schema(
         ("stable", pa.float64()),
         ("n_resamples", pa.int64()),
         *((name, pa.list_(pa.float64())) for name in ("score_low", "score_high", "selection_frequency")),
+        *((name, pa.string()) for name in ("verify", "circuit", "unverified")),
         *((name, pa.float64()) for name in ("dead_share", "share_right", "positive_logit_diff", "negative_logit_diff")),
         ("timings_s", pa.map_(pa.string(), pa.float64())),
         *((name, pa.int64()) for name in ("held_memory_bytes", "peak_memory_bytes")),
@@ -72,6 +73,7 @@ _LATER = (
     *("failure", "budget_s", "held_memory_bytes", "arrays_bytes", "arrays_mtime_ns"),
     *("columns", "skip_bad", "leading_space", "corrupt", "chat", "system", "projection", "layers_without_heads"),
     *("stable", "n_resamples", "score_low", "score_high", "selection_frequency"),
+    *("verify", "circuit", "unverified"),
 )
 
 

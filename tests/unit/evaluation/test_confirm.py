@@ -146,6 +146,15 @@ def test_of_one_pair_there_is_an_estimate_without_an_interval() -> None:
     assert all("estimate" in row and "estimate_low" not in row for row in rows)
 
 
+def test_paths_of_a_method_without_gradients_are_proposed_by_weights() -> None:
+    plant = planted.load("planted-ioi")
+    pairs = plant.task.build(plant.model.tokenizer, n=12, seed=0)
+    for method, by in (("patching", "composition"), ("attribution", "gradients")):
+        document = headcodes.discover(plant.model, pairs, method=method, verify=8).as_json()
+        assert document["confirmation"]["paths_proposed_by"] == by
+        assert document["circuit"]["edges"]
+
+
 def test_an_estimate_weighs_the_variance_of_the_mean_against_the_proposals_error() -> None:
     draw = np.random.default_rng(6)
     effects, proposed = draw.normal([3.0, -2.0, 1.0, 0.0], size=(5, 4)), np.array([1.5, -1.2, 0.2, 0.4])

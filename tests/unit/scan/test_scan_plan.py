@@ -126,6 +126,8 @@ def test_a_plan_that_is_not_there(tmp_path: Path) -> None:
         ({"methods": ("dla",), "level": "edge"}, "must score its level"),
         ({"methods": ("eap", "paper"), "stable": 0.9}, "stable=0.9 with 'paper'"),
         ({"methods": ("eap",), "stable": 1.5}, "stable must lie in"),
+        ({"verify": "0"}, "verify must be"),
+        ({"methods": ("eap",), "stable": 0.9, "verify": "5"}, "stable"),
     ],
 )
 def test_what_no_cell_could_do_is_refused_at_once(changes: dict[str, Any], says: str) -> None:
@@ -152,6 +154,7 @@ def test_every_setting_is_part_of_what_a_cell_is(monkeypatch: pytest.MonkeyPatch
         "n_prompts": 3,
         "prompt_seed": 2,
         "stable": 0.9,
+        "verify": "auto",
         "n_train": 4,
         "positions": "last",
         "bos": "no",
