@@ -27,7 +27,12 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = {
     "test_capture": ("unit/activations/test_activations.py",),
     "test_check": ("unit/models/test_check.py",),
-    "test_discover": ("integration/test_discovery.py", "integration/test_discovery_seeds.py"),
+    "test_discover": (
+        "integration/test_discovery.py",
+        "integration/test_discovery_seeds.py",
+        "unit/evaluation/test_confirm.py",
+        "unit/interventions/test_paths.py",
+    ),
     "test_encode": ("unit/codes/test_codes.py",),
     "test_overlap": ("unit/overlap/test_overlap.py", "unit/overlap/test_significance.py"),
     "test_overlap_significance": ("unit/overlap/test_significance.py",),

@@ -15,6 +15,7 @@ from headcodes.comparison.rows import SCHEMA, Row, Status
 from headcodes.errors import HeadcodesError
 from headcodes.evaluation.areas import edge_cpr_cmd, head_cpr_cmd
 from headcodes.evaluation.faithfulness import curve
+from headcodes.evaluation.paths import path_truth
 from headcodes.files import atomic_write, checksum
 from headcodes.graph import Edges
 from headcodes.interventions.patch import causal_truth
@@ -35,7 +36,8 @@ class Judge:
     """What a task's cells are judged by.
 
     Attributes:
-        name: of the truth. labels: which heads are in it. pair_labels: which pairs, where it knows.
+        name: of the truth. labels: which heads are in it. pair_labels: which pairs, where it knows, and known_pairs: of
+            which it does (all that point forward where None).
         tokens: prompts for faithfulness, other ones than the methods get; None where it is not to be measured.
     """
 
@@ -43,10 +45,12 @@ class Judge:
     labels: np.ndarray
     pair_labels: np.ndarray | None
     tokens: TokenPairs | None
+    known_pairs: np.ndarray | None = None
 
     def key(self) -> str:
         """Return what differs as soon as a judgement may: the truth, and the prompts for faithfulness."""
-        pairs = None if self.pair_labels is None else self.pair_labels.tolist()
+        both = (self.pair_labels, self.known_pairs)
+        pairs = [None if mask is None else checksum(np.packbits(mask).tobytes()) for mask in both]
         prompts = None if self.tokens is None else [self.tokens.clean, self.tokens.corrupt]
         return checksum(json.dumps([self.name, self.labels.tolist(), pairs, prompts]).encode())[:8]
 
@@ -59,8 +63,12 @@ def make_judge(
     n_pairs: int = 32,
     n_faithfulness: int = 8,
     with_faithfulness: bool = True,
+    with_paths: bool = False,
 ) -> Judge:
     """Return the planted truth of a planted model, else the causal truth: the ``top`` heads of largest |effect|.
+
+    Args:
+        with_paths: patch the paths between these heads exactly too (``evaluation.paths.path_truth``), to judge pairs.
 
     Raises:
         HeadcodesError: a planted model of another task; a truth that cannot be made.
@@ -73,7 +81,18 @@ def make_judge(
     if known is not None:
         return Judge("planted", known.truth.labels, known.truth.pair_labels, some)
     truth = causal_truth(model, tokens, pairs=n_pairs)
-    return Judge(f"causal, {len(truth.effects)} pairs", truth.labels(top), None, some)
+    labels = truth.labels(top)
+    masks: list[np.ndarray | None] = [None, None]
+    if with_paths:
+        found = path_truth(model, tokens, [(int(layer), int(head)) for layer, head in np.argwhere(labels)])
+        confirmed = set(found.confirmed())
+        number = {name: place for place, name in enumerate(model.components)}
+        inside, known_pairs = (np.zeros((len(number), len(number)), dtype=bool) for _ in range(2))
+        for source, receiver in found.edges:
+            known_pairs[number[source], number[receiver]] = True
+            inside[number[source], number[receiver]] = (source, receiver) in confirmed
+        masks = [inside, known_pairs]
+    return Judge(f"causal, {len(truth.effects)} pairs", labels, masks[0], some, masks[1])
 
 
 _FAILURES: dict[str, Status] = {"budget": "over budget", "refused": "not possible", "error": "failed"}
@@ -124,7 +143,11 @@ def _judge(cell: Mapping[str, Any], model: Model, judge: Judge, out: Path) -> Ro
     if cell["mention_scores"] is not None:
         found["mention_auc"] = metrics.mention_auc(cell["mention_scores"], judge.labels)
     if "pair_scores" in arrays and judge.pair_labels is not None:
-        found["pair_auc"] = metrics.pair_auc(arrays["pair_scores"], judge.pair_labels, cell["n_heads"])
+        layer = np.arange(len(judge.pair_labels)) // shape[1]
+        asked = layer[:, None] < layer[None, :] if judge.known_pairs is None else judge.known_pairs
+        pairs, inside = arrays["pair_scores"][asked], judge.pair_labels[asked]
+        if 0 < inside.sum() < len(inside):
+            found |= {"pair_auc": metrics.roc_auc(pairs, inside), "pair_ap": metrics.average_precision(pairs, inside)}
     if judge.tokens is not None and judge.tokens.equal_lengths:
         edges = Edges.of(graph_of(model), arrays["edge_scores"]) if "edge_scores" in arrays else None
         signed = arrays.get("signed_scores", scores)

@@ -30,8 +30,8 @@ class Row:
         status: "ok", "over budget", "not possible" (the method says why) or "failed".
         note: why, where it is not "ok", or has no areas.
         auc, ap: ROC AUC and average precision of the head scores against ``truth``.
-        mention_auc: of the mention scores, the published "edge level". pair_auc: of the pair scores, where the truth
-            knows pairs.
+        mention_auc: of the mention scores, the published "edge level". pair_auc, pair_ap: of the pair scores, where the
+            truth knows pairs: the planted ones, or on other models the confirmed paths between the heads of the truth.
         cpr, cmd: at node level over shares of the heads (``faithfulness.head_cpr_cmd``), at edge level over shares of
             the edges (``faithfulness.edge_cpr_cmd``), where the method scores edges and the model lets them be cut.
         seconds: from tokens to scores, the model loaded; ``peak_bytes`` beside what was held before, where the system
@@ -53,6 +53,7 @@ class Row:
     ap: float | None = None
     mention_auc: float | None = None
     pair_auc: float | None = None
+    pair_ap: float | None = None
     cpr: float | None = None
     cmd: float | None = None
     seconds: float | None = None
@@ -64,7 +65,7 @@ class Row:
     faithfulness: list[float] | None = None
 
 
-_FIGURES = ("auc", "ap", "mention_auc", "pair_auc", "cpr", "cmd", "seconds", "peak_bytes")
+_FIGURES = ("auc", "ap", "mention_auc", "pair_auc", "pair_ap", "cpr", "cmd", "seconds", "peak_bytes")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def half_width(values: np.ndarray) -> float:
 def table(rows: Sequence[Row]) -> str:
     """Return the table for a terminal: a line a task and method."""
     lines = [
-        f"{'task':<16} {'method':<19} {'AUC':>13} {'AP':>13} {'CPR':>6} {'CMD':>6} {'seconds':>9} {'peak MB':>8}  seeds"
+        f"{'task':<16} {'method':<19} {'AUC':>13} {'AP':>13} {'pairs: AUC, AP':>14} {'CPR':>6} {'CMD':>6}"
+        f" {'seconds':>9} {'peak MB':>8}  seeds"
     ]
 
     def shown(value: float | None, half: float | None = None, digits: int = 3) -> str:
@@ -125,7 +127,8 @@ def table(rows: Sequence[Row]) -> str:
         peak = means["peak_bytes"]
         lines.append(
             f"{each.task:<16} {each.method:<19} {shown(means['auc'], halves['auc']):>13}"
-            f" {shown(means['ap'], halves['ap']):>13} {shown(means['cpr'], None, 2):>6}"
+            f" {shown(means['ap'], halves['ap']):>13} {shown(means['pair_auc']):>7} {shown(means['pair_ap']):>6}"
+            f" {shown(means['cpr'], None, 2):>6}"
             f" {shown(means['cmd'], None, 2):>6} {shown(means['seconds'], None, 2):>9}"
             f" {shown(None if peak is None else peak / 1e6, None, 0):>8}"
             f"  {each.n_ok}/{each.n_seeds}{'  ' + each.note if each.note else ''}"

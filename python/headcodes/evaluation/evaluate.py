@@ -103,7 +103,8 @@ def evaluate_circuit(
             )
     between = None
     if truth == "paths" and isinstance(judge, CausalTruth) and model is not None and tokens is not None:
-        between = judge_paths(_pair_scores(circuit), model, tokens, judge, top, seed)
+        slots = {edge: abs(score) for edge, score in circuit.edge_scores.items() if split_slot(edge[1])[1]}
+        between = judge_paths(_pair_scores(circuit), slots, model, tokens, judge, top, seed)
         if between["pair_auc"] is None:
             notes.append("paths are not judged: no edge between these heads is scored, or all paths are alike")
     alone, sizes, areas, edge_areas = None, None, None, None

@@ -115,6 +115,15 @@ class Evaluation:
                     f"  edges           ROC AUC {found['pair_auc']:.3f}"
                     f"  average precision {found['pair_average_precision']:.3f}"
                 )
+            for slot, its in found.get("by_slot", {}).items():
+                judged = its["pair_auc"] is not None
+                figures = (
+                    f"ROC AUC {its['pair_auc']:.3f}  average precision {its['pair_average_precision']:.3f}"
+                    if judged
+                    else "not judged"
+                )
+                name = {"qkv": "q, k, v apart"}.get(slot, f"into {slot} alone")
+                lines.append(f"  {name:<15} {figures}  ({its['n_edges_in_truth']} of {its['n_paths']} matter)")
         if self.faithfulness:
             found = self.faithfulness
             lines.append(

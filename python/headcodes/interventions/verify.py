@@ -28,7 +28,8 @@ SHARE = 0.05
 # Patching in rank order stops once so many in a row are not confirmed; so many are patched in any case.
 QUIET = 10
 AT_LEAST = 10
-_AT_ONCE = 12
+# So many are patched side by side: fewer cost as much, as weights are fetched for each lot; more may be needless.
+_FIRST, _AT_ONCE = 24, 12
 
 T = TypeVar("T")
 
@@ -145,7 +146,7 @@ def in_order(
     found: list[Float[np.ndarray, "n_pairs n"]] = []
     reached, quiet = 0, 0
     while reached < len(parts):
-        upto = min(max(reached + _AT_ONCE, at_least), len(parts))
+        upto = min(max(reached + (_AT_ONCE if reached else _FIRST), at_least), len(parts))
         while upto > max(reached, at_least) and not affordable(parts[:upto]):
             upto -= 1
         if upto == reached:

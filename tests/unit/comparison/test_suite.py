@@ -120,12 +120,28 @@ def test_a_stopped_suite_goes_on_and_budgets_can_grow(tmp_path: Path, monkeypatc
         assert [row.status for row in quality(tmp_path, method_ids=names, seeds=[0])] == ["ok"] * 3
 
 
+def test_pairs_are_judged_by_paths_where_no_plant_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = planted.load("planted-induction-18")
+    monkeypatch.setattr(planted, "is_planted", lambda _name: False)
+    options: dict[str, Any] = {"top": len(made.truth.heads), "n_pairs": 8, "with_faithfulness": False}
+    found = judge.make_judge(made.model, "induction", with_paths=True, **options)
+    assert found.pair_labels is not None
+    assert found.known_pairs is not None
+    assert np.array_equal(found.pair_labels, made.truth.pair_labels)
+    # Every two of the four heads that lie in different layers, and no others.
+    assert found.known_pairs.sum() == 6
+    without = judge.make_judge(made.model, "induction", **options)
+    assert without.pair_labels is None
+    assert without.key() != found.key()
+
+
 def test_what_a_method_cannot_do_is_a_row(tmp_path: Path) -> None:
     rows = quality(tmp_path, method_ids=["mean-diff", "eap"], seeds=[0], level="edge")
     assert [row.status for row in rows] == ["not possible", "ok"]
     assert rows[0].note == "scores node level only"
     assert rows[1].pair_auc is not None
     assert rows[1].pair_auc > 0.95
+    assert rows[1].pair_ap is not None
     assert rows[1].cpr is None
     with pytest.raises(HeadcodesError, match="a method must be one of"):
         quality(tmp_path, method_ids=["nonsense"])
