@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from headcodes.scan import load_store, scan
-from headcodes.scan.cells import weight_files
+from headcodes.scan.ahead import weight_files
 from headcodes.scan.estimate import estimate
 from headcodes.scan.run import survey
 from scan_command import PLANTED, planted_plan

@@ -6,7 +6,6 @@ import gc
 import json
 import os
 import socket
-import threading
 import time
 import traceback
 import warnings
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.files import cache_dir
 from headcodes.provenance import versions
+from headcodes.scan.ahead import read_ahead
 from headcodes.scan.measure import BudgetExceeded, begin_peak, budget, peak_bytes
 from headcodes.scan.plan import Cell, forget_models
 from headcodes.settings import parse_verify
@@ -309,44 +308,3 @@ def failed(identity: str, cell: Cell, error: str, kind: str = "error") -> dict[s
         peak_memory_bytes=peak,
         versions=list(versions().items()),
     )
-
-
-def weight_files(cell: Cell) -> list[Path]:
-    """Return the files on this machine that loading a cell's model will read; none where they are not known."""
-    from headcodes.models.sources import hub_folder, resolve
-
-    try:
-        found = resolve(cell.model, cell.revision)
-    except (OSError, HeadcodesError):
-        return []
-    path = found.path
-    if found.kind == "gguf" and path is not None:
-        folders = sorted((cache_dir() / "models").glob(f"{found.checksum}-*"))
-        if not folders:
-            return [path]
-        path = folders[-1]
-    elif found.kind == "hub":
-        path = hub_folder(found.name, cell.revision)
-    if path is None or not path.is_dir():
-        return []
-    return sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
-
-
-def read_ahead(cell: Cell) -> threading.Thread:
-    """Ask the system to read a model's files from disk while something else computes; a hint, never an error."""
-
-    def read() -> None:
-        for file in weight_files(cell):
-            try:
-                handle = os.open(file, os.O_RDONLY)
-            except OSError:
-                continue
-            try:
-                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(handle)
-
-    # A thread, because the hint may wait for a slow disk.
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    return thread

@@ -10,7 +10,8 @@ from statistics import median
 from typing import Any
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
-from headcodes.scan.cells import Job, group_of, model_of, weight_files
+from headcodes.scan.ahead import weight_files
+from headcodes.scan.cells import Job, group_of, model_of
 from headcodes.scan.plan import Cell
 
 # Where nothing is known of a model. Deliberately on the slow side; docs/scan.md states them.

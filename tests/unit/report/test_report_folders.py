@@ -166,7 +166,9 @@ def test_a_cell_of_a_scan_says_how_to_see_its_prompts(seed: int) -> None:
         **{"n_layers": 1, "n_heads": 2, "n_pairs": 20, "d_model": 4, "parallel_attn_mlp": False},
         **{"head_scores": [1.0, 0.0], "mention_scores": None, "dead_share": 0.0, "share_right": 1.0},
         **{"positive_logit_diff": 1.0, "negative_logit_diff": 0.0, "timings_s": [], "versions": []},
-        **dict.fromkeys(("stable", "n_resamples", "selection_frequency", "score_low", "score_high")),
+        **dict.fromkeys(
+            ("stable", "n_resamples", "selection_frequency", "score_low", "score_high", "verify", "circuit")
+        ),
     }
     record = stores._from_row(cell, Path("nowhere"), top=5)
     (why, how), *_ = Parts(page.render([record])).blocks["run-0"]["absent"][1:]
