@@ -137,8 +137,9 @@ class Worker:
                     inputs = self._open(cell)
                     held = begin_peak(cell.device) - self._captured_bytes
                     verify = parse_verify(cell.verify)
-                    asked = {"level": cell.level, "seed": cell.seed, "stable": cell.stable, "verify": verify}
-                    result = explain(inputs, cell.method, **asked)
+                    result = explain(
+                        inputs, cell.method, level=cell.level, seed=cell.seed, stable=cell.stable, verify=verify
+                    )
         except _ChangedError:
             raise
         except BudgetExceeded:
