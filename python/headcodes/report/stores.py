@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from headcodes.circuit.circuit import Circuit
+from headcodes.errors import HeadcodesError
 from headcodes.files import reading
 from headcodes.report.curves import published_curves
 from headcodes.report.records import RunRecord, natural, option_words, with_names_of_today
@@ -91,7 +92,10 @@ def _from_row(row: Mapping[str, Any], folder: Path, top: int) -> RunRecord:
 
 def _confirmed(row: Mapping[str, Any], shape: tuple[int, int]) -> Circuit:
     """Return the circuit whose heads and paths were patched exactly in a cell."""
-    circuit = Circuit.from_dict(json.loads(row["circuit"]))
+    try:
+        circuit = Circuit.from_dict(json.loads(row["circuit"]))
+    except HeadcodesError as error:
+        raise ValueError(f"its circuit: {error.got}") from error
     if (circuit.n_layers, circuit.n_heads, circuit.method) != (*shape, row["method"]) or not set(circuit.nodes) <= set(
         circuit.effects
     ):

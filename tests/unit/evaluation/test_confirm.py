@@ -89,6 +89,7 @@ def test_patching_takes_at_most_ten_times_the_work_of_the_proposal(monkeypatch: 
     tokens = tokenize(plant.task.build(model.tokenizer, n=20, seed=3), model.tokenizer)
     findings = Findings.of(model)
     findings.set_signed(torch.arange(model.n_components, 0, -1))  # the first layer's heads first
+    findings.by_gradients = True
     monkeypatch.setattr(
         verify_module,
         "patch_effects",
@@ -103,6 +104,25 @@ def test_patching_takes_at_most_ten_times_the_work_of_the_proposal(monkeypatch: 
         patched += len(clean) - next(i for i, (a, b) in enumerate(zip(clean, corrupt, strict=True)) if a != b)
     work = np.cumsum([patched * (model.n_layers - layer) for layer, _ in findings.parts])
     assert work[len(found.heads) - 1] <= allowed < work[len(found.heads)]
+
+
+def test_confirmed_heads_surely_have_an_effect_and_maybe_some_size() -> None:
+    found = verify_module.Verification(
+        heads=[(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)],
+        effects=(effects := np.tile([[1.0, -1.0, 0.3, 0.3, 3.0, 0.3], [1.0, -1.0, 0.1, 0.3, -2.0, 0.5]], (3, 1))),
+        mean=effects.mean(axis=0),
+        low=np.array([0.5, -2.0, -0.1, 0.3, -2.0, 0.3]),
+        high=np.array([2.0, -0.5, 0.9, 0.4, 3.0, 0.6]),
+        clean_ld=np.array([9.0, 11.0] * 3),
+        corrupt_ld=np.zeros(6),
+        n_answered=6,
+        n_given=6,
+    )
+    # 5% of 10 is half a logit. (0, 2) may have none, (0, 3) surely has less; (1, 0) changes sign from prompt to prompt.
+    assert found.confirmed() == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert found.confirmed(0.01) == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
+    # Of two pairs, magnitudes of 3 and 2 say little of the mean magnitude.
+    assert not verify_module.confirmed(effects[:2, 4:5], found.low[4:5], found.high[4:5], 0.5)[0]
 
 
 def test_estimates_lie_nearer_the_truth_than_exact_means_of_few_prompts() -> None:

@@ -12,7 +12,6 @@ import torch
 from headcodes.activations import cache as activation_cache
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.interventions import patch as patching
-from headcodes.interventions import verify as verifying
 from headcodes.interventions.base_runs import Prepared
 from headcodes.interventions.engine import Compute, EngineUsed
 from headcodes.interventions.patch import causal_truth
@@ -214,25 +213,6 @@ def test_a_verification_asks_only_for_what_is_not_known(tiny_model: Any, monkeyp
     np.testing.assert_array_equal(told.clean_ld, clean[[0, 2, 3, 4]])
     np.testing.assert_array_equal(told.corrupt_ld, corrupt[[0, 2, 3, 4]])
     np.testing.assert_allclose(told.effects[[0, 1, 2]], asked.effects[[0, 2, 3]], **CLOSE)
-
-
-def test_confirmed_heads_surely_have_an_effect_and_maybe_some_size() -> None:
-    found = verifying.Verification(
-        heads=[(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)],
-        effects=(effects := np.tile([[1.0, -1.0, 0.3, 0.3, 3.0, 0.3], [1.0, -1.0, 0.1, 0.3, -2.0, 0.5]], (3, 1))),
-        mean=effects.mean(axis=0),
-        low=np.array([0.5, -2.0, -0.1, 0.3, -2.0, 0.3]),
-        high=np.array([2.0, -0.5, 0.9, 0.4, 3.0, 0.6]),
-        clean_ld=np.array([9.0, 11.0] * 3),
-        corrupt_ld=np.zeros(6),
-        n_answered=6,
-        n_given=6,
-    )
-    # 5% of 10 is half a logit. (0, 2) may have none, (0, 3) surely has less; (1, 0) changes sign from prompt to prompt.
-    assert found.confirmed() == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert found.confirmed(0.01) == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
-    # Of two pairs, magnitudes of 3 and 2 say little of the mean magnitude.
-    assert not verifying.confirmed(effects[:2, 4:5], found.low[4:5], found.high[4:5], 0.5)[0]
 
 
 def test_a_walk_that_goes_wrong_is_noticed(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
