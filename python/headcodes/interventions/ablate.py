@@ -30,7 +30,7 @@ from headcodes.interventions.runs import (
     run,
 )
 from headcodes.models.devices import EachDevice
-from headcodes.models.hooks import Edit, edit_input
+from headcodes.models.hooks import Edit, edit_input, first_of
 from headcodes.models.memory import graph_bytes, node_bytes_per_token
 from headcodes.models.relied import check_ungrouped, ungrouped
 from headcodes.models.weights import matrix_of
@@ -252,7 +252,7 @@ class _Cut:
 
     def _keep_mlp_output(self, layer: int) -> Any:
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
-            output = output[0] if isinstance(output, tuple) else output
+            output = first_of(output)
             self._keep_output(
                 self.graph.rows("mlp", layer), self.model.facts.scale("mlp", layer) * output.float().reshape(1, -1)
             )

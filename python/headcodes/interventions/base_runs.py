@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from headcodes.models.hooks import first_of
 from headcodes.models.memory import BASE_BYTES
 from headcodes.models.model import Model
 from headcodes.models.prefix_cache import cache_argument, prefix_cache
@@ -164,11 +165,6 @@ class Prepared:
 
 def _keys(ids: Int[Tensor, "2 pair pos"], start: int) -> list[Any]:
     return [(start, *map(tuple, pair)) for pair in ids.transpose(0, 1).tolist()]
-
-
-def first_of(output: Any) -> Any:
-    """Return what a module puts out, without what it may put out beside it."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def answers_of(

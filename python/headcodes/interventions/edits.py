@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
+from headcodes.models.hooks import Edit, edit_output
 from headcodes.models.model import Model
 from headcodes.models.slots import Cut, slot_projection
 
@@ -117,11 +118,9 @@ def editing(
 
         return edit
 
-    def mlp(layer: int) -> Callable[[nn.Module, Any, Any], Any]:
-        def edit(_module: nn.Module, _args: Any, output: Any) -> Any:
-            first = output[0] if isinstance(output, tuple) else output
-            values = edited(first, "mlp", layer, first.shape[-1:], lambda values: plan.edit_mlp(layer, values))
-            return (values, *output[1:]) if isinstance(output, tuple) else values
+    def mlp(layer: int) -> Edit:
+        def edit(output: Tensor) -> Tensor:
+            return edited(output, "mlp", layer, output.shape[-1:], lambda values: plan.edit_mlp(layer, values))
 
         return edit
 
@@ -145,7 +144,7 @@ def editing(
                         f"{model!r}",
                         "Patch heads only.",
                     )
-                hooks.callback(module.register_forward_hook(mlp(layer)).remove)
+                hooks.enter_context(edit_output(module, mlp(layer)))
             for name in plan.slots(layer):
                 module, cut = slot_projection(model, layer, name)
                 hooks.callback(module.register_forward_hook(slot(layer, name, cut)).remove)

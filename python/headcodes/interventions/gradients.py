@@ -23,7 +23,7 @@ from headcodes.interventions.runs import (
     Parts,
     run,
 )
-from headcodes.models.hooks import edit_input, edit_output
+from headcodes.models.hooks import edit_input, edit_output, first_of
 from headcodes.models.memory import graph_bytes, kept_bytes_per_token, node_bytes_per_token
 from headcodes.models.relied import passes_keys_on
 from headcodes.models.weights import is_bridge
@@ -179,5 +179,5 @@ def _again(
             hooks.enter_context(edit_output(part, keep("mlp", edits.mlp.get(layer))))
         hooks.enter_context(model.stand_ins([layer]))
         output = model.layers[layer](entered, *args[1:], **kwargs)
-    made["out", layer] = output[0] if isinstance(output, tuple) else output
+    made["out", layer] = first_of(output)
     return entered, made

@@ -18,7 +18,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.graph import Graph
 from headcodes.interventions.runs import Parts
 from headcodes.models.families import part_at
-from headcodes.models.hooks import edit_input
+from headcodes.models.hooks import edit_input, first_of
 from headcodes.models.memory import node_bytes_per_token
 from headcodes.models.slots import norm_over_heads, slot_projection
 from headcodes.models.weights import matrix_of
@@ -137,7 +137,7 @@ class Reads:
 
     def _note(self, where: dict[int, Tensor], layer: int) -> Any:
         def note(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-            where[layer] = output[0] if isinstance(output, tuple) else output
+            where[layer] = first_of(output)
 
         return note
 

@@ -27,12 +27,11 @@ from headcodes.interventions.base_runs import (
     Prepared,
     agree,
     answers_of,
-    first_of,
     own_answers,
 )
 from headcodes.interventions.edits import EditPlan, Rows, editing, groups
 from headcodes.interventions.engine import AUTO, Compute, EngineUsed
-from headcodes.models.hooks import as_found
+from headcodes.models.hooks import as_found, first_of
 from headcodes.models.memory import base_bytes_per_token, edited_bytes_per_token
 from headcodes.models.model import Model
 from headcodes.models.prefix_cache import why_not_walked

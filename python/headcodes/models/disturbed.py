@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
-from headcodes.models.hooks import edit_input, edit_output
+from headcodes.models.hooks import edit_input, edit_output, first_of
 from headcodes.models.model import Model
 from headcodes.models.slots import Cut, norm_over_heads, slot_projection
 
@@ -129,7 +129,7 @@ def run(model: Model, ids: Int[Tensor, " seq"], other: Int[Tensor, " seq"], *, s
 
     def note_output(layer: int) -> Callable[..., None]:
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
-            record.left[layer] = (output[0] if isinstance(output, tuple) else output).clone()
+            record.left[layer] = first_of(output).clone()
 
         return note
 
@@ -142,7 +142,7 @@ def run(model: Model, ids: Int[Tensor, " seq"], other: Int[Tensor, " seq"], *, s
 
     def note_other(layer: int, name: str) -> Callable[..., None]:
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
-            output = output[0] if isinstance(output, tuple) else output
+            output = first_of(output)
             if isinstance(output, Tensor):
                 record.others[layer].append((name, output.clone()))
 

@@ -118,3 +118,8 @@ def as_found(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def first_of(output: Any) -> Any:
+    """Return what a module puts out, without what it may put out beside it."""
+    return output[0] if isinstance(output, tuple) else output

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from headcodes.errors import HeadcodesError
 from headcodes.models.facts import Facts
 from headcodes.models.families import resolve_path
-from headcodes.models.hooks import NoHeads
+from headcodes.models.hooks import NoHeads, first_of
 from headcodes.models.relied import attention_way, body_of
 from headcodes.models.weights import is_bridge, logits_only, matrix_of, weights_of, widths
 
@@ -323,7 +323,7 @@ class Model:
 
         def note(layer: int) -> Any:
             def look(_module: nn.Module, _args: Any, output: Any) -> None:
-                if not bool((output[0] if isinstance(output, tuple) else output).isfinite().all()):
+                if not bool(first_of(output).isfinite().all()):
                     bad.append(layer)
 
             return look
