@@ -130,10 +130,10 @@ def tokenize(
 
     Raises:
         HeadcodesError: no pairs; an empty prompt; clean and corrupted the same, as text or as tokens; no
-            answers or no wrong answers; an empty or unknown answer, one in both sets, or one that the others go on
-            from; a prompt with a word that a word-level tokenizer does not know; ``bos="yes"`` with a tokenizer that
-            has no such token. The message names the prompt by its place (its index, from 0, where it comes from no
-            file) and its text.
+            answers or no wrong answers; an empty or unknown answer, or one in both sets; right or wrong answers of
+            which no next token is left to score; a prompt with a word that a word-level tokenizer does not know;
+            ``bos="yes"`` with a tokenizer that has no such token. The message names the prompt by its place (its
+            index, from 0, where it comes from no file) and its text.
     """
     if not len(pairs):
         raise HeadcodesError("there must be at least one prompt pair", "none", "Give some prompts.")

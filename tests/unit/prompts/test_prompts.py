@@ -127,6 +127,29 @@ def test_tokens_of_a_pair():
 
 
 @pytest.mark.parametrize(
+    ("right", "wrong", "shared", "scored"),
+    [
+        # What all begin with is put behind both prompts, and the next tokens are scored.
+        ((" the cat",), (" the dog",), [8], ([4], [5])),
+        ((" the a cat", " the a yes"), (" the a dog sat",), [8, 3], ([4, 9], [5])),
+        # "ran" begins a right and a wrong answer: it tells nothing, and is scored on neither side.
+        ((" sat", " ran yes"), (" ran no", " cat"), [], ([6], [4])),
+        ((" the sat", " the ran yes"), (" the cat", " the ran no", " the cat no"), [8], ([6], [4])),
+        # Without wrong answers nothing is shared: the first token is scored.
+        ((" the cat",), (), [], ([8], [])),
+        ((" the cat", " the dog"), (), [], ([8], [])),
+        # Token ids, the last of the vocabulary among them.
+        ((len(WORDS) - 1,), (0,), [], ([len(WORDS) - 1], [0])),
+    ],
+)
+def test_answers_of_several_tokens_are_scored_where_right_and_wrong_part(right, wrong, shared, scored):
+    given = pairs(pair(answers=right, wrong_answers=wrong))
+    tokens = tokenize(given, word_tokenizer(), needs_wrong=bool(wrong))
+    assert (tokens.clean, tokens.corrupt) == ([[8, 4, *shared]], [[8, 5, *shared]])
+    assert (tokens.answers[0], tokens.wrong_answers[0]) == scored
+
+
+@pytest.mark.parametrize(
     ("adds_bos", "bos", "put"),
     [(False, "auto", False), (True, "auto", True), (False, "yes", True), (True, "no", False), (False, "no", False)],
 )
@@ -193,6 +216,10 @@ def test_a_tokenizer_without_bos():
         ({"wrong_answers": (" zebra",)}, "unknown word"),
         ({"wrong_answers": (" ran", " sat")}, "' sat' in both"),
         ({"wrong_answers": (" SAT",)}, "in both"),
+        ({"answers": (" ran",), "wrong_answers": (" ran no",)}, "tell a right answer"),
+        ({"answers": (" ran yes", " sat"), "wrong_answers": (" ran no",)}, "tell a wrong answer"),
+        ({"answers": (len(WORDS),)}, f"below {len(WORDS)}"),
+        ({"wrong_answers": (len(WORDS),)}, f"below {len(WORDS)}"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_index_and_text(bad, said):
