@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +29,19 @@ def misbehaves(read: Read, path: Path, named: str) -> str | None:
     except BaseException as error:
         return f"{type(error).__name__}: {str(error)[:200]}"
     return None
+
+
+def device(folder: Path) -> Path:
+    """Make a device in a folder, for tests that write to one: a fault would replace the system's own for everybody.
+
+    Where only the superuser makes devices, a pipe stands for it.
+    """
+    path = folder / "device"
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))  # what /dev/null is
+    except PermissionError:
+        os.mkfifo(path)
+    return path
 
 
 VALUES = [

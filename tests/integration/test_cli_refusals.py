@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from hostile_files import device
+
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -119,20 +121,25 @@ def test_a_run_is_written_over_nothing_but_a_run(run: Run, folder: Path, prompt_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out", "theirs"]
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "export", "report"])
+@pytest.mark.parametrize("verb", ["discover", "scan", "evaluate", "export", "report"])
 def test_outputs_that_cannot_be_are_refused_before_the_work(
     run: Run, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from headcodes.circuit import formats
+    from headcodes.models import load
     from headcodes.report import page
+    from headcodes.scan import local
 
-    for place, name in ((formats, "load_circuit"), (page, "write_report")):
+    works = ((load, "load_model"), (local, "in_process"), (formats, "load_circuit"), (page, "write_report"))
+    for place, name in works:
         monkeypatch.setattr(place, name, lambda *_a, **_k: pytest.fail("the work began"))
     blocked = write(tmp_path / "file", "mine")
-    for out in ("/dev/null", tmp_path, blocked / "below"):
-        words = ("x.json", out) if verb == "export" else ("x.json", "--out", out)
-        refused(run(verb, *words))
+    outs = [device(tmp_path), blocked / "below", *([tmp_path] if verb != "scan" else [])]
+    asked = {"discover": ("--model", "planted-ioi", "--out"), "scan": ("--models", "planted-ioi", "--store")}
+    for out in outs:
+        refused(run(verb, *{**asked, "export": ("x.json",)}.get(verb, ("x.json", "--out")), out))
     assert blocked.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device", "file"]
 
 
 def test_a_tokenizer_that_cannot_carry_the_task(run: Run, tiny_hf: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write, cache_dir, check_writable, read_json, read_text, reading
+from hostile_files import device
 
 
 def write(path: Path, text: str = "new") -> None:
@@ -42,15 +43,15 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     link.symlink_to(folder)
     circle.symlink_to(circle)
-    for place in (folder, pipe, link, circle, Path("/dev/null"), Path("/dev/full")):
+    for place in (folder, pipe, link, circle, device(tmp_path)):
         with pytest.raises(HeadcodesError, match=str(place)):
             write(place)
         with pytest.raises(HeadcodesError):
             check_writable(place)
     assert stat.S_ISFIFO(pipe.stat().st_mode)
-    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    assert not (tmp_path / "device").is_file()
     assert link.is_symlink()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "folder", "link", "pipe"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circle", "device", "folder", "link", "pipe"]
 
 
 def test_what_cannot_be_written_is_found_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

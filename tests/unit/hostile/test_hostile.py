@@ -24,7 +24,7 @@ from headcodes.circuit.formats import load_circuit
 from headcodes.models.load import load_model
 from headcodes.prompts.files import read_pairs
 from headcodes.scan.plan import Plan
-from hostile_files import Read, misbehaves, nested, variants
+from hostile_files import Read, device, misbehaves, nested, variants
 
 CIRCUIT = {
     **Circuit.from_heads([(1, 0)], n_layers=2, n_heads=2, pairs=[((0, 1), (1, 0))], d_model=8, model="m").as_dict(),
@@ -166,7 +166,7 @@ discover --n-train 9223372036854775808
 discover --threads 9223372036854775808
 discover --device meta
 discover --prompts /dev/zero
-discover --out /dev/null
+discover --out DEVICE
 discover --model planted-ioi-99999999999
 scan --models planted-ioi --seeds 18446744073709551616 --dry-run
 scan --models planted-ioi --tasks iio --dry-run
@@ -196,8 +196,9 @@ def test_command_lines_that_cannot_be(
     tmp_path: Path, run: Any, own_cache: None, record_attacks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    refused = REFUSED.replace("DEVICE", str(device(tmp_path)))
     found = []
-    for line in (*REFUSED.strip().splitlines(), *(line.replace("LONG", "x" * 200_000) for line in LONG), "cache ls"):
+    for line in (*refused.strip().splitlines(), *(line.replace("LONG", "x" * 200_000) for line in LONG), "cache ls"):
         if line == "cache ls":
             monkeypatch.setenv("HEADCODES_CACHE", "~nobody-here/c")
         status, out, err = run(*line.split())

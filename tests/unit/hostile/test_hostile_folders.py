@@ -26,7 +26,7 @@ from headcodes.report.folders import read_runs
 from headcodes.store.cells import SCHEMA
 from headcodes.store.folders import run_folder
 from headcodes.store.kept import keep_note, keep_tensors, kept_note, kept_tensors
-from hostile_files import ROW, flipped_or_cut, misbehaves, variants
+from hostile_files import ROW, device, flipped_or_cut, misbehaves, variants
 from made_report import result
 
 Record = Callable[[str, Any], None]
@@ -218,6 +218,7 @@ def test_flipped_bits_of_the_cache(tmp_path: Path, kind: str, record_attacks: Re
 
 def test_places_that_are_not_to_be_replaced(tmp_path: Path, record_attacks: Record) -> None:
     """Devices, pipes, folders, links in a circle; folders with anything that is not ours; inputs."""
+    device(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     (tmp_path / "folder").mkdir()
@@ -234,8 +235,8 @@ def test_places_that_are_not_to_be_replaced(tmp_path: Path, record_attacks: Reco
             (fresh / "result.json").write_text("ours")
 
     found = []
-    files = ["/dev/null", "/dev/zero", *(str(tmp_path / name) for name in ("pipe", "circle", "folder"))]
-    folders = ["/dev/null", *(str(tmp_path / name) for name in ("pipe", "circle", "mine.txt", "link"))]
+    files = [str(tmp_path / name) for name in ("device", "pipe", "circle", "folder")]
+    folders = [str(tmp_path / name) for name in ("device", "pipe", "circle", "mine.txt", "link")]
     attempts = [(file, name, Path(name).name, "a file at") for name in files]
     attempts += [(folder, name, Path(os.path.realpath(name)).name, "a run at") for name in folders]
     for write, name, named, what in attempts:

@@ -13,6 +13,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write, sweep
 from headcodes.store import folders
 from headcodes.store.folders import check_run_folder, run_folder
+from hostile_files import device
 
 RESULT = '{"schema": 1, "method": "paper", "head_scores": [], "circuit": {}}'
 
@@ -101,7 +102,7 @@ def test_a_folder_with_anything_not_ours_is_refused_and_left(tmp_path: Path, fil
 
 def test_places_where_no_folder_can_be_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/dev/null")):
+    for place in (tmp_path / "file", tmp_path / "file" / "below", device(tmp_path)):
         with pytest.raises(HeadcodesError):
             check_run_folder(place)
     assert (tmp_path / "file").read_text() == "mine"
