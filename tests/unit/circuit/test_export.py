@@ -36,6 +36,14 @@ def test_other_files_are_refused(tmp_path: Path, change: dict[str, Any]) -> None
         export.export(graph_circuit(), "dot", tmp_path / "x")
 
 
+@pytest.mark.parametrize("form", ["mib", "auto-circuit"])
+def test_graphs_that_would_fill_the_disk_are_refused(tmp_path: Path, form: str) -> None:
+    circuit = Circuit.from_heads([(0, 0)], n_layers=10_000, n_heads=10_000, d_model=8)
+    with pytest.raises(HeadcodesError, match="of 10000 layers of 10000 heads"):
+        export.export(circuit, form, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("parallel", [False, True])
 def test_prune_scores_are_where_auto_circuit_looks(tmp_path: Path, parallel: bool) -> None:
     """auto-circuit indexes a destination's tensor by [head, source], sources counted in the order they write."""

@@ -169,6 +169,11 @@ discover --prompts /dev/zero
 discover --out DEVICE
 discover --model planted-ioi-99999999999
 scan --models planted-ioi --seeds 18446744073709551616 --dry-run
+scan --models planted-ioi --prompt-seed 18446744073709551616 --dry-run
+scan --models planted-ioi --n-train 18446744073709551616 --dry-run
+scan --models planted-ioi --threads 18446744073709551616 --dry-run
+scan --models planted-ioi --n-prompts 99999999999999999999 --dry-run
+discover --seeds 18446744073709551616
 scan --models planted-ioi --tasks iio --dry-run
 export /dev/zero out
 report /dev/zero
