@@ -203,7 +203,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["headcodes", *map(str, arguments)])
         try:
-            cli.main()
+            cli.run()
             status = 0
         except SystemExit as stop:
             status = int(stop.code or 0)

@@ -181,6 +181,36 @@ def test_ctrl_c_drops_the_cell_and_says_how_to_go_on(
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_ctrl_c_while_workers_start_is_for_their_parent_alone() -> None:
+    """It reaches all that runs in front of a terminal, also a server of workers that still imports."""
+    code = """
+import os, signal, threading
+from headcodes.scan.local import _Pool
+n_heard = 0
+def hear(*_):
+    global n_heard
+    n_heard += 1
+signal.signal(signal.SIGINT, hear)
+started = threading.Event()
+def interrupt():
+    while not started.wait(0.05):
+        os.killpg(0, signal.SIGINT)
+thread = threading.Thread(target=interrupt)
+thread.start()
+pool = _Pool(0)
+try:
+    pipe = pool.add()
+finally:
+    started.set()
+    thread.join()
+os.killpg(0, signal.SIGINT)
+print(n_heard > 1, pipe.poll(1), pool.processes[pipe].is_alive())
+pool.end()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)
+    assert (done.stdout, done.stderr) == ("True False True\n", "")
+
+
 def test_code_that_changes_during_a_scan_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from headcodes.scan import plan
 

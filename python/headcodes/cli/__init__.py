@@ -39,21 +39,25 @@ _MAX_MESSAGE = 1000
 
 
 def main() -> None:
-    """Run the command line; bad input ends in one line and status 2, never in a traceback.
-
-    What is a fault of headcodes itself ends in one line and status 1. ``HEADCODES_DEBUG=1`` shows the traceback of
-    either.
-    """
+    """Be the process of the command line, which ends with it; ``run`` is for one that goes on."""
     leaving = _Leaving()
     atexit.register(leaving)
     try:
-        _run()
+        run()
     except SystemExit as end:
         leaving.status = end.code or 0
         raise
 
 
-def _run() -> None:
+def run() -> None:
+    """Run the command line; bad input ends in one line and status 2, never in a traceback.
+
+    What is a fault of headcodes itself ends in one line and status 1. ``HEADCODES_DEBUG=1`` shows the traceback of
+    either.
+
+    Raises:
+        SystemExit: always, with the status.
+    """
     warnings.simplefilter("always", HeadcodesWarning)
     warnings.showwarning = _show_warning
     try:

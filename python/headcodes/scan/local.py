@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,14 @@ class _Pool:
         self._context.set_forkserver_preload(
             ["headcodes.discovery", "headcodes.models.load", "transformers.modeling_utils"]
         )
+        # The server is deaf to Ctrl-C once it has imported all that, which takes seconds. It is born with the signal
+        # blocked, as its workers then are; one that comes meanwhile reaches this process afterwards.
+        resource_tracker.ensure_running()  # or the server would start it, and unblock the signal
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         self.processes: dict[Connection, ForkServerProcess] = {}
         self.numbers: dict[Connection, int] = {}
 

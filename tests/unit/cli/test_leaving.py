@@ -39,3 +39,9 @@ def test_leaves_behind_everyone_elses_last_words_and_collects_nothing(status: in
     assert (done.returncode, done.stdout, done.stderr) == (status, "result\nlast words\n", "")
     plain = run(HEADCODES_DEBUG="1")
     assert (plain.returncode, plain.stdout) == (status, "result\nlast words\ncollected\n")
+
+
+def test_a_process_that_goes_on_ends_with_its_own_status() -> None:
+    """Such as that of these tests, which would else have ended well with the last command, whatever failed."""
+    goes_on = SCRIPT.replace("cli.main()", "try: cli.run()\nexcept SystemExit: sys.exit(5)")
+    assert subprocess.run([sys.executable, "-c", goes_on, "0"], capture_output=True, check=False).returncode == 5
