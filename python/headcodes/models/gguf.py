@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import shutil
@@ -11,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,38 +200,78 @@ def without_vocabulary(path: Path, out: Path) -> None:
         struct.error: the file ends too early.
     """
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        magic, version, n_tensors, n_keys = struct.unpack_from("<4sIQQ", data)
-        if magic != b"GGUF" or version not in (2, 3):
-            raise ValueError("neither version 2 nor 3 of the format")
-        place, alignment, n_tokens, kept = 24, 32, None, {}
-        for _ in range(n_keys):
-            start = place
-            (length,) = struct.unpack_from("<Q", data, place)
-            key = data[place + 8 : place + 8 + length].decode()
-            place += 8 + length
-            (kind,) = struct.unpack_from("<I", data, place)
-            if key == "general.alignment":
-                (alignment,) = struct.unpack_from("<I", data, place + 4)
+        head = _head(data)
+        kept, n_tokens = {}, None
+        for key, (kind, start, end) in head.keys.items():
             if key == "tokenizer.ggml.tokens":
-                (n_tokens,) = struct.unpack_from("<Q", data, place + 8)
-            place = _behind(data, kind, place + 4)
+                n_tokens = struct.unpack_from("<IIQ", data, start + 8 + len(key.encode()))[2]
             if kind != _ARRAY or not key.startswith("tokenizer."):
-                kept[key] = data[start:place]
+                kept[key] = data[start:end]
         family = kept["general.architecture"][8 + len("general.architecture") + 12 :].decode()
         size = f"{family}.vocab_size"
         if n_tokens is not None and size not in kept:
             kept[size] = struct.pack("<Q", len(size)) + size.encode() + struct.pack("<IQ", 10, n_tokens)
-        tensors = place
-        for _ in range(n_tensors):
-            place = _behind(data, _STRING, place)
-            (n_dims,) = struct.unpack_from("<I", data, place)
-            place += 4 + 8 * n_dims + 4 + 8
-        head = struct.pack("<4sIQQ", magic, version, n_tensors, len(kept)) + b"".join(kept.values())
-        head += data[tensors:place]
+        front = struct.pack("<4sIQQ", b"GGUF", head.version, head.n_tensors, len(kept)) + b"".join(kept.values())
+        front += data[head.tensors : head.end]
         with out.open("wb") as copy:
-            copy.write(head + bytes(-len(head) % alignment))
-            stream.seek(place + -place % alignment)
+            copy.write(front + bytes(-len(front) % head.alignment))
+            stream.seek(head.end + -head.end % head.alignment)
             shutil.copyfileobj(stream, copy, 1 << 24)
+
+
+def most_bytes(path: Path) -> int:
+    """Return how many bytes a GGUF file has at most, by what its head says of its tensors: no number is wider than 8.
+
+    Raises:
+        ValueError: another format.
+        struct.error: the file ends too early.
+    """
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _head(data).most_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What stands before the data: keys by name as (kind, start, end), and from ``tensors`` to ``end`` the tensors'."""
+
+    version: int
+    alignment: int
+    keys: dict[str, tuple[int, int, int]]
+    n_tensors: int
+    tensors: int
+    end: int
+    most_bytes: int
+
+
+# Of keys, tensors and the texts of a list: beyond any file, and short of what would be counted for hours.
+_MOST = 10_000_000
+
+
+def _head(data: mmap.mmap) -> _Head:
+    magic, version, n_tensors, n_keys = struct.unpack_from("<4sIQQ", data)
+    if magic != b"GGUF" or version not in (2, 3):
+        raise ValueError("neither version 2 nor 3 of the format")
+    if max(n_tensors, n_keys) > _MOST:
+        raise ValueError(f"{n_tensors:,} tensors and {n_keys:,} keys")
+    place, alignment, keys = 24, 32, {}
+    for _ in range(n_keys):
+        start = place
+        place = _behind(data, _STRING, place)
+        key = data[start + 8 : place].decode()
+        (kind,) = struct.unpack_from("<I", data, place)
+        if key == "general.alignment":
+            (alignment,) = struct.unpack_from("<I", data, place + 4)
+        place = _behind(data, kind, place + 4)
+        keys[key] = (kind, start, place)
+    tensors, n_bytes = place, 0
+    for _ in range(n_tensors):
+        place = _behind(data, _STRING, place)
+        (n_dims,) = struct.unpack_from("<I", data, place)
+        if n_dims > 8:
+            raise ValueError(f"a tensor of {n_dims} dimensions")
+        n_bytes += 8 * math.prod(struct.unpack_from(f"<{n_dims}Q", data, place + 4)) + alignment
+        place += 4 + 8 * n_dims + 4 + 8
+    return _Head(version, alignment, keys, n_tensors, tensors, place, place + alignment + n_bytes)
 
 
 # Sizes in bytes of the format's scalar types, by its numbers for them; strings and arrays have their own rules.
@@ -250,6 +292,8 @@ def _behind(data: mmap.mmap, kind: int, place: int) -> int:
     place += 12
     if item in _SCALARS:
         return place + int(n_items) * _SCALARS[item]
+    if n_items > _MOST:
+        raise ValueError(f"a list of {n_items:,} items")
     for _ in range(n_items):
         place = _behind(data, item, place)
     return place

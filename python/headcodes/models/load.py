@@ -70,6 +70,7 @@ def load_model(
         if isinstance(source, nn.Module):
             refuse_kind(*{str(part.device) for part in source.parameters()})
         if is_bridge(source):
+            _refuse_projection(projection, "a TransformerBridge")
             return from_bridge(source, tokenizer or source.tokenizer, type(source.original_model).__name__)
         if hasattr(source, "peft_config") and hasattr(source, "get_base_model"):
             if source.active_peft_config.is_prompt_learning:
@@ -94,11 +95,13 @@ def load_model(
             raise HeadcodesError(
                 "a planted model must be named without a revision", repr(revision), "Leave revision out."
             )
+        _refuse_projection(projection, "a planted model")
         exact = exact_dtype(source, dtype) if isinstance(dtype, str) else dtype
         return planted.load(str(source), device=where, dtype=choose_dtype(exact, where)).model
     place = resolve(source, revision)
     precision = choose_dtype(dtype, where)
     if place.kind == "lens":
+        _refuse_projection(projection, "weights in TransformerLens's own format")
         return from_lens(place, tokenizer, where, precision)
     folder = converted(place.path, str(place.checksum)) if place.kind == "gguf" and place.path else place.path
     module, own_tokenizer = _open(place, str(folder or place.name), tokenizer, where, precision, device_map)
@@ -111,6 +114,15 @@ def load_model(
     return from_transformers(
         module, own_tokenizer, str(source), projection=projection, owned=True, revision=revision, known_checksum=known
     )
+
+
+def _refuse_projection(projection: str | None, source: str) -> None:
+    if projection is not None:
+        must = "projection must be of a model of transformers"
+        raise HeadcodesError(must, f"{projection!r} beside {source}, whose heads are known", "Leave it out.")
+
+
+_TRIED = " A text, of 1 line:\n\t\u65e5\u672c \U0001f600"
 
 
 def _open(
@@ -137,6 +149,7 @@ def _open(
         if tokenizer is None:
             with panics_unprinted():
                 tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **asked)
+                tokenizer.encode(_TRIED)  # some open, and panic over their first text
     except HeadcodesError:
         raise
     except BaseException as error:

@@ -13,6 +13,7 @@ from urllib.request import getproxies
 
 from headcodes.errors import HeadcodesError
 from headcodes.files import cache_dir, checksum, reason_of
+from headcodes.models.untrusted import refuse_endless
 from headcodes.store.kept import keep_note, kept_note
 
 
@@ -65,7 +66,7 @@ def not_loaded(place: Source, error: BaseException) -> HeadcodesError:
 
 # Files larger than this are hashed once and then recognised by path, size and time of change.
 _REMEMBERED_BYTES = 1 << 24
-_PARTS = (".safetensors", ".bin", ".json", ".model", ".txt", ".jinja")
+_PARTS = (".safetensors", ".json", ".model", ".txt", ".jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +284,11 @@ def hub_answers() -> bool:
 
 
 def file_checksum(path: Path) -> str:
-    """Return a file's SHA-256; of a large file it is remembered under path, size and time of change."""
+    """Return a file's SHA-256; of a large file it is remembered under path, size and time of change.
+
+    Raises:
+        HeadcodesError: see ``refuse_endless``.
+    """
     status = path.stat()
     if status.st_size < _REMEMBERED_BYTES:
         return checksum(path)
@@ -293,6 +298,7 @@ def file_checksum(path: Path) -> str:
     known = kept_note(memory)
     if known is not None and {**about, "sha256": known.get("sha256")} == known:
         return str(known["sha256"])
+    refuse_endless(path)
     digest = checksum(path)
     keep_note(memory, {**about, "sha256": digest})
     return digest

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import struct
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from headcodes.errors import HeadcodesError
-from headcodes.files import regular
+from headcodes.files import MAX_BYTES, reading, regular
+from headcodes.models.gguf import most_bytes
 
 # Formats that are, or may hold, pickles: reading one can run whatever its writer liked.
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -36,6 +39,39 @@ def refuse_pickles(folder: Path) -> None:
             f"{folder / pickles[0]}",
             "Convert it where you trust it: save_pretrained writes safetensors.",
         )
+
+
+def refuse_endless(path: Path) -> None:
+    """Refuse a file of a model that is larger than what it says of itself, before it is read to its end.
+
+    A file with a hole of a terabyte takes no room on a disk, and hours to read.
+
+    Raises:
+        HeadcodesError: it is, or it does not say; of other kinds than weights, it is larger than any file may be.
+    """
+    size = path.stat().st_size
+    with reading("a file of a model must be as large as its head says", path, "Fetch it, or write it, again."):
+        if path.suffix == ".gguf":
+            most = most_bytes(path)
+        elif path.suffix == ".safetensors":
+            most = _safetensors_bytes(path)
+        else:
+            most = MAX_BYTES
+        if size > most:
+            raise ValueError(f"{size:,} bytes, where {most:,} are the most")
+
+
+def _safetensors_bytes(path: Path) -> int:
+    with path.open("rb") as stream:
+        (n_head,) = struct.unpack("<Q", stream.read(8))
+        if n_head > _MOST_OF_HEAD:
+            raise ValueError(f"a head of {n_head:,} bytes")
+        tensors: dict[str, Any] = json.loads(stream.read(n_head))
+    ends = (int(about["data_offsets"][1]) for name, about in tensors.items() if name != "__metadata__")
+    return 8 + int(n_head) + max(ends, default=0)
+
+
+_MOST_OF_HEAD = 100_000_000  # the format's own limit
 
 
 def refuse_kernels(config: Any, name: str) -> None:

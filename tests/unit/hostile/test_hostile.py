@@ -100,6 +100,7 @@ def test_any_json(tmp_path: Path, kind: str, document: Any) -> None:
         assert misbehaves(read, tmp_path / name, name) is None
 
 
+WORD_PIECE = {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
 SMALL_CONFIG = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "architectures")
 
 
@@ -127,6 +128,8 @@ def model_attacks(n: int) -> Iterator[tuple[str, Callable[[bytes], bytes]]]:
     for pattern in ("(", "(?<x", "[" * 5000, "\\")[:n]:
         broken = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         yield "tokenizer.json", having(pre_tokenizer=broken)
+    yield "tokenizer.json", having(pre_tokenizer={"type": "FixedLength", "length": 0})  # panics over a text
+    yield "tokenizer.json", having(model={"type": "WordPiece", "unk_token": "none", "vocab": {"a": 0}} | WORD_PIECE)
     panicking = json.dumps("x" * 100)
     yield (
         "tokenizer.json",
@@ -139,6 +142,11 @@ def model_attacks(n: int) -> Iterator[tuple[str, Callable[[bytes], bytes]]]:
         yield "model.safetensors", flipped(draw.randrange(2000), draw.randrange(8))  # in its header
     yield "model.safetensors", instead(b"")
     yield "model.safetensors", lambda whole: (1 << 62).to_bytes(8, "little") + whole[8:]
+
+
+def opened(folder: Path) -> None:
+    """A model that opens reads texts."""
+    load_model(folder, device="cpu").tokenizer.encode("To whom it may concern: 1, 2 \u00e9")
 
 
 def test_damaged_model_folders(
@@ -154,8 +162,9 @@ def test_damaged_model_folders(
         content = (whole / name).read_bytes()
         (folder / name).unlink()
         (folder / name).write_bytes(damage(content))
-        found.append((misbehaves(lambda path: load_model(path, device="cpu"), folder, folder.name), f"{number} {name}"))
+        found.append((misbehaves(opened, folder, folder.name), f"{number} {name}"))
     record_attacks("damaged model folder", found)
+    assert "panicked" not in capfd.readouterr().err
 
 
 REFUSED = """
@@ -168,12 +177,12 @@ discover --device meta
 discover --prompts /dev/zero
 discover --out DEVICE
 discover --model planted-ioi-99999999999
-scan --models planted-ioi --seeds 18446744073709551616 --dry-run
+scan --models planted-ioi --seeds 9223372036854775808 --dry-run
 scan --models planted-ioi --prompt-seed 18446744073709551616 --dry-run
 scan --models planted-ioi --n-train 18446744073709551616 --dry-run
 scan --models planted-ioi --threads 18446744073709551616 --dry-run
 scan --models planted-ioi --n-prompts 99999999999999999999 --dry-run
-discover --seeds 18446744073709551616
+discover --seeds 9223372036854775808
 scan --models planted-ioi --tasks iio --dry-run
 export /dev/zero out
 report /dev/zero

@@ -220,6 +220,19 @@ def test_no_gguf_file_is_one_clear_message(cache: Path, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["tiny.gguf", "no.gguf", "model.safetensors", "config.json"])
+def test_a_file_with_a_hole_behind_what_it_says_is_not_read_to_its_end(
+    cache: Path, tiny_gguf: Path, tiny_folder: Any, tmp_path: Path, name: str
+) -> None:
+    """A terabyte that takes no room on a disk would be hashed for an hour."""
+    folder = tiny_folder(tmp_path / "model")
+    path = tmp_path / name if name.endswith(".gguf") else folder / name
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with pytest.raises(HeadcodesError, match=f"as large as its head says; got {path}"):
+        load_model(path if name.endswith(".gguf") else folder)
+
+
 def test_a_large_files_checksum_is_remembered_until_it_changes(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,14 @@ def test_a_bridge_is_read_as_it_is(tiny_hf: Any, tiny_tokenizer: Any, tmp_path: 
     torch.testing.assert_close(theirs.W_O, ours.W_O, atol=0, rtol=0)
     torch.testing.assert_close(their_logits, our_logits, atol=1e-5, rtol=1e-4)
     assert before == hooks()
+    with pytest.raises(HeadcodesError, match="beside a TransformerBridge"):
+        load_model(bridge, projection="blocks.{layer}.attn.o")
+
+
+@pytest.mark.parametrize("name", ["planted-ioi", "attn-only-4l"])
+def test_a_projection_that_would_not_be_used_is_refused(name: str) -> None:
+    with pytest.raises(HeadcodesError, match="whose heads are known"):
+        load_model(name, projection="model.layers.{layer}.self_attn.o_proj")
 
 
 def test_a_family_outside_the_table_goes_through_transformer_lens_or_a_named_projection(tiny_tokenizer: Any) -> None:
