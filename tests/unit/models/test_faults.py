@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,7 @@ def test_a_model_that_sees_what_comes_after_is_refused() -> None:
 def test_a_switch_that_keeps_the_hub_out_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_k: pytest.fail("a name was looked up"))
     with pytest.raises(HeadcodesError, match=r"someone/nothing.*HF_HUB_OFFLINE=1"):
         load_model("someone/nothing")
 
