@@ -65,9 +65,10 @@ def test_a_real_scan_reads_well(
         assert "smollm2-135m · ioi · default" in page.locator("h1:visible").inner_text()
         menu = page.locator('select[data-role="quantity"] option').all_inner_texts()
         where = ["score: changed", "score: between", "score: last"]
-        assert menu == ["score", "mention score", *where, "causal effect"]
+        assert menu == ["score", *where, "causal effect"]
         titles = page.locator("#view-run h2").all_inner_texts()
-        assert titles[:5] == ["Heads", "Circuit", "Codes", "Attention", "Against a truth"]
+        places = "Where in the prompt"
+        assert titles[:6] == ["Heads", "Circuit", places, "Codes", "Attention", "Against a truth"]
     for plot in page.locator(".plot:visible").all():
         plot.scroll_into_view_if_needed()
         plot.locator("svg.main-svg").first.wait_for()

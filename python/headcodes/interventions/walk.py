@@ -157,16 +157,18 @@ class _Batch:
         assert base is not None
         if not base.agrees:
             return None
-        runs = [answers_of(model, self._ours(base.last), self.vocab)]
+        last = self._ours(base.last)
         if plan.starts:
             edited = self._walk(plan, base)
             if edited is None:
                 return None
-            runs.append(edited)
-        return self._by_pair(torch.cat(runs))
+            last = torch.cat([last, edited])
+        # All rows in one product: products of other shapes round otherwise, and an edit that changes nothing shall
+        # have no effect at all.
+        return self._by_pair(answers_of(model, last, self.vocab))
 
-    def _walk(self, plan: EditPlan, base: BaseRuns) -> Float[Tensor, "row pair token"] | None:
-        """Return the edited rows' logits; None where a corrupted run that goes along is not the one of the base."""
+    def _walk(self, plan: EditPlan, base: BaseRuns) -> Float[Tensor, "row pair d_model"] | None:
+        """Return what the last block puts out of edited rows; None where a corrupted run that goes along is another."""
         model = self.model
         starts, first = list(plan.starts), plan.starts[0]
         # A layer may be called with more than its arguments say. Where it is, a row with other tokens than the clean
@@ -201,7 +203,7 @@ class _Batch:
                 return None
             for column in self.columns:
                 base.checked[column] = min(base.checked[column], first)
-        return answers_of(model, last[int(control) :], self.vocab)
+        return last[int(control) :]
 
     def _prepare(self) -> None:
         """Take the base runs from those that are kept, or make them."""

@@ -16,9 +16,9 @@ from headcodes.interventions.base_runs import Prepared
 from headcodes.interventions.engine import Compute, EngineUsed
 from headcodes.interventions.patch import causal_truth
 from headcodes.interventions.verify import verify
-from headcodes.models import prefix_cache, relied
+from headcodes.models import planted, prefix_cache, relied
 from headcodes.models.model import Model
-from headcodes.prompts.tokens import TokenPairs
+from headcodes.prompts.tokens import TokenPairs, tokenize
 from plain_runs import CLOSE, FAMILIES, answered, plain_ld, seen, token_pairs
 
 
@@ -65,6 +65,17 @@ def test_effects_are_those_of_a_plain_loop(tiny_model: Any, family: str) -> None
     forward = causal_truth(model, tokens, compute=Compute("forward"), cache=False)
     np.testing.assert_allclose(forward.effects, expected[:, :12], **CLOSE)
     np.testing.assert_array_equal(truth.head_effects, truth.effects[:, :12].mean(axis=0).reshape(3, 4))
+
+
+def test_heads_without_any_effect_have_none_to_the_last_bit() -> None:
+    """Clean and edited runs end in one product: their rounding is the same, and no head is ranked by it."""
+    plant = planted.load("planted-ioi")
+    tokens = tokenize(plant.task.build(plant.model.tokenizer, 7), plant.model.tokenizer)
+    truth = causal_truth(plant.model, tokens, compute=Compute("walk"), cache=False)
+    others = np.ones((plant.model.n_layers, plant.model.n_heads), dtype=bool)
+    others[tuple(zip(*plant.truth.heads, strict=True))] = False
+    assert np.abs(truth.head_effects[~others]).min() > 0.02
+    assert not truth.head_effects[others].any()
 
 
 def test_small_batches_give_the_same(tiny_model: Any) -> None:
