@@ -23,13 +23,14 @@ def _pretendable() -> None:
 def brief() -> Iterator[None]:
     """Methods that search or train do little of it: where tensors lie does not depend on how long."""
     from headcodes.codes import recipes
-    from headcodes.methods import acdc, sp
+    from headcodes.methods import acdc, eap, sp
 
     short = {name: _shortened(recipe) for name, recipe in recipes.RECIPES.items()}
     with (
         mock.patch.dict(recipes.RECIPES, short),
         mock.patch.object(acdc, "THRESHOLDS", (0.01,)),
         mock.patch.object(sp, "N_EPOCHS", 2),
+        mock.patch.dict(eap.find.__kwdefaults__, steps=2),
     ):
         yield
 
@@ -41,17 +42,31 @@ def _shortened(recipe: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def scores(tiny_hf: Any, tiny_tokenizer: Any) -> Callable[..., np.ndarray]:
-    """``scores(family, method, place, level)``: head scores of a tiny model with tied embeddings on "cpu", on
-    "pretend:1", or on "both" devices, its norm and unembedding on another than its last layer; "norm behind": the
-    norm with the last layer, the tied unembedding not."""
+def placed(tiny_hf: Any, tiny_tokenizer: Any) -> Callable[[str, str], Any]:
+    """``placed(family, place)``: a tiny model with tied embeddings on "cpu", on "pretend:1", or on "both" devices, its
+    norm and unembedding on another than its last layer; "norm behind": the norm with the last layer, the tied
+    unembedding not. Opened once: methods leave it as they found it."""
 
-    def find(family: str, method: str, place: str = "cpu", level: str = "node", n: int = 4) -> np.ndarray:
+    @cache
+    def opened(family: str, place: str) -> Any:
         import headcodes
 
         model = headcodes.load_model(tiny_hf(family, tie_word_embeddings=True), tokenizer=tiny_tokenizer)
         put(model, place)
-        pairs = headcodes.tasks.get("ioi").build(tiny_tokenizer, n=n, seed=0)
+        return model
+
+    return opened
+
+
+@pytest.fixture(scope="session")
+def scores(placed: Callable[[str, str], Any]) -> Callable[..., np.ndarray]:
+    """``scores(family, method, place, level)``: head scores of the model that is ``placed`` there."""
+
+    def find(family: str, method: str, place: str = "cpu", level: str = "node", n: int = 4) -> np.ndarray:
+        import headcodes
+
+        model = placed(family, place)
+        pairs = headcodes.tasks.get("ioi").build(model.tokenizer, n=n, seed=0)
         with pytest.warns(headcodes.HeadcodesWarning):  # a random model does no task
             result = headcodes.discover(model, pairs, method=method, level=level)
         return result.head_scores if result.pair_scores is None else result.pair_scores

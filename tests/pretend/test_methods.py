@@ -12,8 +12,6 @@ from tests.pretend.device import pretended
 from headcodes.methods import METHODS
 
 PLACES = ("pretend:1", "both")
-# Learned position embeddings and Conv1D; grouped queries and rotary embeddings; norms behind every part.
-QUICK = ("gpt2", "llama", "gemma2")
 
 
 def check(scores: Callable[..., np.ndarray], family: str, method: str, place: str, level: str) -> None:
@@ -27,7 +25,7 @@ def check(scores: Callable[..., np.ndarray], family: str, method: str, place: st
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", QUICK)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_nodes(scores: Callable[..., np.ndarray], family: str, method: str, place: str) -> None:
     check(scores, family, method, place, "node")
 
@@ -35,14 +33,6 @@ def test_nodes(scores: Callable[..., np.ndarray], family: str, method: str, plac
 @pytest.mark.parametrize("method", ["default", "contrast", "dla", "patching"])
 def test_an_unembedding_tied_to_an_embedding_elsewhere(scores: Callable[..., np.ndarray], method: str) -> None:
     check(scores, "gpt2", method, "norm behind", "node")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in QUICK])
-def test_nodes_of_other_families(scores: Callable[..., np.ndarray], family: str, method: str, place: str) -> None:
-    check(scores, family, method, place, "node")
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -73,13 +73,11 @@ def alike(found: Any, want: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def part(tiny_hf: Any, tiny_tokenizer: Any) -> Callable[[str, str, str], Any]:
-    """``part(what, family, place)``: of a tiny model with tied embeddings."""
+def part(placed: Callable[[str, str], Any]) -> Callable[[str, str, str], Any]:
+    """``part(what, family, place)``: of the model that is ``placed`` there."""
 
     def find(what: str, family: str, place: str) -> Any:
-        model = headcodes.load_model(tiny_hf(family, tie_word_embeddings=True), tokenizer=tiny_tokenizer)
-        put(model, place)
-        return WHAT[what](model, token_pairs(3, lengths=(7,), places=((2,), (3,))))
+        return WHAT[what](placed(family, place), token_pairs(3, lengths=(7,), places=((2,), (3,))))
 
     return cache(find)
 
