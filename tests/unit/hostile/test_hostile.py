@@ -246,7 +246,8 @@ def test_a_reader_that_has_had_enough(tmp_path: Path, closed: int, record_attack
     """`headcodes ... | head`: the work ends, finished cells stay, nothing is said to nobody."""
     found = []
     scan = ("scan", "--models", "planted-ioi", "--methods", "act-norm", "--seeds", "0-9", "--n-prompts", "6")
-    for words in (("methods",), ("doctor",), (*scan, "--json-lines", "--store", str(tmp_path / "store"))):
+    # More than a buffer, less than one, and work that goes on.
+    for words in (("methods",), ("tasks",), (*scan, "--json-lines", "--store", str(tmp_path / "store"))):
         reader, writer = os.pipe()
         os.close(reader)
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {
