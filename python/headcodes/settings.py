@@ -123,11 +123,24 @@ def plain(name: str) -> str:
     """Return a name from elsewhere that can be printed.
 
     Raises:
-        ValueError: it has control characters, which command a terminal and have no place in XML.
+        ValueError: it has control characters, which command a terminal, or others that have no place in XML.
     """
-    if re.search("[\x00-\x1f\x7f-\x9f]", name):
+    if re.search("[\x00-\x1f\x7f-\x9f\ufffe\uffff]", name):
         raise ValueError("have no control characters")
     return name
+
+
+def check_names(**names: str) -> None:
+    """Refuse names that cannot be printed, such as ``task="a\\x1bc"``.
+
+    Raises:
+        HeadcodesError: one has control characters.
+    """
+    for what, name in names.items():
+        try:
+            plain(name)
+        except ValueError as error:
+            raise HeadcodesError(f"'{what}' must {error}", ascii(name)[:80], "Name it otherwise.") from error
 
 
 # How many heads are patched exactly: so many; "auto": in rank order until no more are confirmed; None: none.

@@ -14,6 +14,7 @@ import numpy as np
 from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write, checked, read_json, reading
 from headcodes.graph import Part, head_mask, head_name, parse_head, parse_part, split_slot, stage
+from headcodes.settings import check_names
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -72,6 +73,7 @@ class Circuit:
                 f"{self.n_layers} layers of {self.n_heads} heads"[:120],
                 "Check n_layers and n_heads.",
             )
+        check_names(model=self.model, task=self.task, method=self.method)
         stages: dict[str, int] = {}
         for name in {*self.nodes, *self.node_scores}:
             stages[name] = self._stage(name)

@@ -26,6 +26,7 @@ from headcodes.models.sources import (
 )
 from headcodes.models.untrusted import panics_unprinted, refuse_kernels, refuse_pickles, refuse_sizes
 from headcodes.models.weights import is_bridge
+from headcodes.settings import check_names
 
 
 def load_model(
@@ -60,7 +61,9 @@ def load_model(
         HeadcodesError: nothing there to load, no network, a gated model without permission, an architecture without
             readable heads, quantised weights.
     """
-    if not isinstance(source, str | Path):
+    if isinstance(source, str | Path):
+        check_names(model=str(source))
+    else:
         if device != "auto" or dtype != "auto" or device_map is not None or revision is not None:
             raise HeadcodesError(
                 "a model given in memory must be used as it is",

@@ -13,6 +13,7 @@ from typing import overload
 
 from headcodes.files import atomic_write
 from headcodes.prompts.rows import Reading
+from headcodes.settings import check_names
 
 Spans = tuple[tuple[str, int, int], ...]
 
@@ -42,12 +43,18 @@ class PromptPairs(Sequence[PromptPair]):
     """Prompt pairs of one task with one kind of negative. Slicing keeps the type.
 
     ``reading`` says how they were read; None where they come from no file.
+
+    Raises:
+        HeadcodesError: the name of the task or of the negative has control characters.
     """
 
     pairs: tuple[PromptPair, ...]
     task: str
     negative: str
     reading: Reading | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_names(task=self.task, negative=self.negative)
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -16,7 +16,7 @@ from typing import Any
 from headcodes.errors import HeadcodesError, missing_package
 from headcodes.files import MAX_BYTES, read_json, read_text, reading, regular
 from headcodes.prompts.rows import RowError
-from headcodes.settings import MOST_PROMPTS, plain
+from headcodes.settings import MOST_PROMPTS, check_names
 
 FORM = '{"prompts": [{"clean": "...", "corrupt": "...", "answers": [" yes"], "wrong_answers": [" no"]}]}'
 SUFFIXES = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv"}
@@ -67,10 +67,7 @@ def _json(path: Path) -> tuple[list[Row], dict[str, str]]:
         for key, value in about.items():
             if not isinstance(value, str):
                 raise HeadcodesError(f"'{key}' of {path} must be a string", repr(value), "Leave it out or name it.")
-            try:
-                plain(value)
-            except ValueError as error:
-                raise HeadcodesError(f"'{key}' of {path} must {error}", ascii(value), "Name it otherwise.") from error
+            check_names(**{f"{key} of {path}": value})
     return [(where := f"prompt {index} of {path}", _object(row, where)) for index, row in enumerate(rows)], about
 
 
@@ -133,6 +130,10 @@ def _parquet(path: Path) -> list[Row]:
     n_bytes = 0
     with reading("a prompt file (Parquet) must be whole", path, "Check the file."):
         file = pyarrow.parquet.ParquetFile(regular(path), page_checksum_verification=True)
+        for column in file.schema_arrow:
+            # Of text that a file has once, every cell would be a copy, and nobody can say how many there are.
+            if pyarrow.types.is_nested(column.type) and "dictionary<" in str(column.type):
+                raise ValueError(f"column {column.name!r:.80} has categories inside lists")
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         # A text that stands once in a file can be the cell of every row: rows are unpacked few enough at a time.
         longest = max((group.total_byte_size for group in groups), default=0)

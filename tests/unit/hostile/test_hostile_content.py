@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from headcodes.circuit.circuit import Circuit
 from headcodes.circuit.formats import load_circuit
 from headcodes.comparison import page as comparison_page
 from headcodes.comparison.rows import Row
+from headcodes.errors import HeadcodesError
 from headcodes.models.load import load_model
 from headcodes.prompts import tables
 from headcodes.prompts.files import read_pairs
+from headcodes.prompts.pairs import PromptPairs
 from headcodes.report import hub, page
 from headcodes.report.folders import read_runs
 from headcodes.store import cells
@@ -88,7 +91,28 @@ def test_files_that_unpack_to_more_than_memory(
         pq.write_table(table, cell, compression="zstd")
         with pytest.warns(match="rows of .* values"):
             found.append((misbehaves_loudly(tmp_path / "store"), what))
+    path = tmp_path / "nested.parquet"
+    many = pa.ListArray.from_arrays(pa.array([0, 1000], pa.int32()), equal("x" * 200_000, 1000))
+    text = pa.array(["x"])
+    pq.write_table(pa.table({"clean": text, "corrupt": text, "answers": many}), path, compression="zstd")
+    found.append((misbehaves(unpack, path, f"{path.name}: "), "a list of 1000 times 200000"))
     record_attacks("files that unpack to more than memory", found)
+
+
+@pytest.mark.parametrize("name", ["a\x1b[2J", "a\n", "\x00", "\x9b2J", "\uffff"])
+def test_names_that_command_a_terminal_are_refused_where_they_come_in(name: str) -> None:
+    for made in (
+        lambda: PromptPairs((), name, "abc"),
+        lambda: PromptPairs((), "ioi", name),
+        lambda: load_model(name),
+        *(partial(Circuit.from_heads, [(0, 0)], n_layers=1, n_heads=1, **{what: name}) for what in NAMES),
+    ):
+        with pytest.raises(HeadcodesError, match="no control characters") as caught:
+            made()
+        assert str(caught.value).isprintable()
+
+
+NAMES = ("model", "task", "method")
 
 
 def unpack(path: Path) -> None:
