@@ -176,7 +176,7 @@ class Result(Settings):
             "schema": SCHEMA,
             **{name: getattr(self, name) for name in SETTINGS if name != "device"},
             "method_used": self.method_used,
-            **({} if self.findings.fallback is None else {"fallback": self.findings.fallback}),
+            **{name: why for name in ("fallback", "pairs_proposed_by") if (why := getattr(self.findings, name))},
             "bos_added": self.bos_added,
             "first_ids": list(self.first_ids),
             **({} if self.pairs.reading is None else {"reading": self.pairs.reading.as_dict()}),

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 
 from headcodes.circuit.circuit import Circuit
-from headcodes.errors import HeadcodesError
 from headcodes.evaluation.faithfulness import behaviour, membership
 from headcodes.graph import Part, head_name, part_name, split_slot
 from headcodes.interventions.base_runs import Prepared
-from headcodes.interventions.carried import carried_edges, composed_edges
+from headcodes.interventions.carried import carried_edges, composed_edges, edges_between
 from headcodes.interventions.patch import answered
 from headcodes.interventions.paths import PathEffects, path_effects
 from headcodes.interventions.verify import AT_LEAST, SHARE, Verification, verify, verify_in_order
@@ -118,13 +117,14 @@ def confirm_edges(
     )
     prepared = Prepared() if prepared is None else prepared
     if findings.by_gradients:
-        some = chosen.subset(range(min(_PROPOSING_PAIRS, len(chosen))))
-        try:
-            edges, products = carried_edges(model, some, heads, prepared)
-        except torch.OutOfMemoryError as error:
-            raise HeadcodesError(
-                "edges are proposed by a backward pass, which must fit", f"too little on {model.device}", "Free memory."
-            ) from error
+        edges, products = edges_between(model, heads), None
+        if findings.carried is not None:  # already, between the heads that the proposal has first
+            column = {edge: place for place, edge in enumerate(findings.carried[0])}
+            if all(edge in column for edge in edges):
+                products = findings.carried[1][:, [column[edge] for edge in edges]]
+        if products is None:
+            some = chosen.subset(range(min(_PROPOSING_PAIRS, len(chosen))))
+            products = carried_edges(model, some, heads, prepared)[1]
         scores = robust(torch.from_numpy(products)).numpy()
     else:
         edges, scores = composed_edges(model, heads)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headcodes.errors import HeadcodesError
 from headcodes.graph import check_heads, head_name
 from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.gradients import arrived, with_gradients
@@ -56,7 +57,7 @@ def carried_edges(
 
     Raises:
         HeadcodesError: prompts of unequal length; a head that the model does not have; a family whose query, key and
-            value projections are unknown.
+            value projections are unknown; too little memory for a backward pass.
     """
     require_equal_lengths(tokens, "carrying changes along edges")
     edges = _edges(model, heads)
@@ -65,7 +66,12 @@ def carried_edges(
         return [], scores
     layers = sorted({receiver[0] for _, receiver, _ in edges})
     rows = sorted({(sender, slot) for sender, _, slot in edges})
-    gradients = _gradients(model, tokens, layers)
+    try:
+        gradients = _gradients(model, tokens, layers)
+    except torch.OutOfMemoryError as error:
+        raise HeadcodesError(
+            "edges are proposed by a backward pass, which must fit", f"too little on {model.device}", "Free memory."
+        ) from error
     with progress("scoring edges", total=len(tokens)) as advance:
         for index, own in enumerate(gradients):
             found: dict[tuple[tuple[int, int], str, int], Tensor] = {}
@@ -75,6 +81,15 @@ def carried_edges(
             scores[index] = [by_row[sender, slot, layer][head] for sender, (layer, head), slot in edges]
             advance(1)
     return _named(edges), scores
+
+
+def edges_between(model: Model, heads: Sequence[tuple[int, int]]) -> list[tuple[str, str]]:
+    """Return all edges from one of ``heads`` to what a later one of them reads, query, key and value apart.
+
+    Raises:
+        HeadcodesError: a head that the model does not have.
+    """
+    return _named(_edges(model, heads))
 
 
 @torch.no_grad()

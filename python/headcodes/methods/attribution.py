@@ -24,6 +24,7 @@ from headcodes.interventions.runs import (
     run,
 )
 from headcodes.methods.findings import Findings
+from headcodes.methods.pairs import propose_pairs
 from headcodes.methods.stability import ByPair
 from headcodes.models.devices import EachDevice, brought, free_bytes
 from headcodes.models.memory import graph_bytes, node_bytes_per_token
@@ -58,7 +59,7 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
 
     The second term keeps heads that help some prompts and hinder others, and cancel out in the first. ``signed`` is
     the mean product as it is: to first order the logit difference lost when the head is patched. MLPs, where they are
-    asked for, are scored likewise by their outputs. Codes are made by the
+    asked for, are scored likewise by their outputs, pairs of heads by ``propose_pairs``. Codes are made by the
     recipe of this name; they do not change the scores.
 
     Raises:
@@ -73,7 +74,7 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     for findings in found:
         products.fill(findings, products.of_pairs, robust)
         if level == "edge":
-            findings.propose_pairs()
+            propose_pairs(findings, inputs, robust)
     return found
 
 

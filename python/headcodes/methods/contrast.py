@@ -13,6 +13,7 @@ import numpy as np
 
 from headcodes.methods.code_flip import flip_shares
 from headcodes.methods.findings import Findings
+from headcodes.methods.pairs import propose_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,7 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     reads.
 
     MLPs, where they are asked for, likewise, in standard deviations over heads. Codes are those of the recipe of this
-    name (``headcodes.codes.recipes``). At edge level a pair of heads gets the product of its heads' scores. Prompts of
+    name (``headcodes.codes.recipes``). Pairs of heads are scored by ``propose_pairs``. Prompts of
     different length are compared from their ends, back to where they part.
     """
     with found[0].timed("capture"):
@@ -53,5 +54,5 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
         if inputs.with_mlps:
             findings.set_mlps(scores[:, -1])
         if level == "edge":
-            findings.propose_pairs()
+            propose_pairs(findings, inputs)
     return found

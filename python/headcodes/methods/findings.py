@@ -46,6 +46,10 @@ class Findings:
         resampled: the scores of draws of the pairs, where ``stable`` was asked for.
         edges: every edge's score, where the method has them; edge level only.
         pair_scores: float64 [n_component, n_component], symmetric, zero diagonal; edge level only.
+        pairs_proposed_by: what ``pair_scores`` of ``attribution`` and ``contrast`` come from: "gradients",
+            "composition" or "products" (``methods.pairs``).
+        carried: edges between the best heads, queries, keys and values apart, and their products [n_pair, n_edge]
+            (``carried_edges``), where pairs were proposed by gradients.
         mention_scores: float64 [n_component], the published "edge level" score of a head; edge level only.
         codes: int32 [2 * n_pairs, n_component], clean prompts first; code methods only.
         mlp_codes: the same of every layer's MLP, [2 * n_pairs, n_layers], where they are asked for.
@@ -75,6 +79,8 @@ class Findings:
     resampled: Resampled | None = None
     edges: Edges | None = None
     pair_scores: Float[np.ndarray, "n_component n_component"] | None = None
+    pairs_proposed_by: str | None = None
+    carried: tuple[list[tuple[str, str]], Float[np.ndarray, "n_pair n_edge"]] | None = None
     mention_scores: Float[np.ndarray, " n_component"] | None = None
     codes: Int32[np.ndarray, "n_prompt n_component"] | None = None
     mlp_codes: Int32[np.ndarray, "n_prompt n_layers"] | None = None
@@ -135,14 +141,6 @@ class Findings:
                 scores[numbers] = 0
         if self.pair_scores is not None:
             self.pair_scores[:, numbers] = 0
-
-    def propose_pairs(self) -> None:
-        """Score every pair of heads by the product of its heads' scores, which finds the model's edges far better than
-        counts of code pairs do (docs/methods.md)."""
-        flat = self.head_scores.ravel()
-        self.pair_scores = np.outer(flat, flat)
-        np.fill_diagonal(self.pair_scores, 0.0)
-        self.mention_scores = None
 
     def set_mlps(
         self, scores: Float[np.ndarray, " n_mlps"], signed: Float[np.ndarray, " n_mlps"] | None = None

@@ -116,6 +116,7 @@ def _stable(scores: np.ndarray, row: Mapping[str, Any]) -> np.ndarray:
 _DRAWN = ("selection_frequency", "score_low", "score_high")
 _FROM_ROW = {*SETTINGS, "prompt_seed", "bos_added", "backend", "n_layers", "n_heads", "mention_scores", "dead_share"}
 _FROM_ROW |= {"stable", "n_resamples", "layers_without_heads", *_DRAWN, "unverified"}
+_FROM_ROW |= {"method_used", "fallback", "pairs_proposed_by"}
 
 
 def _scan_command(row: Mapping[str, Any]) -> str:

@@ -198,11 +198,22 @@ def _finite(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
 
 
+# ``pairs_proposed_by`` of result.json.
+_PAIRS_BY = {
+    "gradients": "their edges, by one backward pass, between the best heads; elsewhere by their heads' scores",
+    "composition": "their weights and their heads' scores between the best heads; elsewhere by their heads' scores",
+    "products": "the product of their heads' scores",
+}
+
+
 def run_facts(run: RunRecord) -> list[tuple[str, str]]:
     """Return what a run was, line by line; JSON has no order to rely on."""
     document = run.document
     bos = {True: "added", False: "not added"}.get(document.get("bos_added"), "unknown")  # type: ignore[arg-type]
     check = document["task_check"]
+    method = str(document["method"])
+    if (used := str(document.get("method_used", method))) != method:
+        method += f" ({used})"
     facts = {
         "model": document["model"],
         "revision": document.get("revision"),
@@ -210,7 +221,10 @@ def run_facts(run: RunRecord) -> list[tuple[str, str]]:
         "layers without attention heads": numbered(
             layer for layer in document.get("layers_without_heads") or () if isinstance(layer, int)
         ),
-        "method": f"{document['method']}, {document['level']} level",
+        "method": f"{method}, {document['level']} level",
+        "default took no gradients": document.get("fallback"),
+        "pairs of heads are scored by": _PAIRS_BY.get(str(document.get("pairs_proposed_by"))),
+        "not patched": document.get("unverified"),
         "seed": document["seed"],
         "seeds of the method": run.seeds if "seeds" in document else None,
         "codes": "of the first seed" if "seeds" in document and "codes" in run.arrays else None,

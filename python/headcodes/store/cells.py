@@ -54,6 +54,7 @@ SCHEMA = pa.schema(
         ("n_resamples", pa.int64()),
         *((name, pa.list_(pa.float64())) for name in ("score_low", "score_high", "selection_frequency")),
         *((name, pa.string()) for name in ("verify", "circuit", "unverified")),
+        *((name, pa.string()) for name in ("method_used", "fallback", "pairs_proposed_by")),
         *((name, pa.float64()) for name in ("dead_share", "share_right", "positive_logit_diff", "negative_logit_diff")),
         ("timings_s", pa.map_(pa.string(), pa.float64())),
         *((name, pa.int64()) for name in ("held_memory_bytes", "peak_memory_bytes")),
@@ -73,7 +74,7 @@ _LATER = (
     *("failure", "budget_s", "held_memory_bytes", "arrays_bytes", "arrays_mtime_ns"),
     *("columns", "skip_bad", "leading_space", "corrupt", "chat", "system", "projection", "layers_without_heads"),
     *("stable", "n_resamples", "score_low", "score_high", "selection_frequency"),
-    *("verify", "circuit", "unverified"),
+    *("verify", "circuit", "unverified", "method_used", "fallback", "pairs_proposed_by"),
 )
 
 
