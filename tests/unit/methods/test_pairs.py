@@ -16,6 +16,10 @@ from headcodes.methods.inputs import Inputs
 from headcodes.metrics import pair_auc
 from headcodes.models import planted
 from headcodes.prompts.tokens import tokenize
+from headcodes.settings import Settings
+from made_pairs import token_pairs
+
+pytestmark = pytest.mark.filterwarnings("ignore:the model answers only")
 
 
 def planted_inputs(name: str, **options: Any) -> tuple[planted.Planted, Inputs]:
@@ -57,6 +61,28 @@ def test_a_pair_is_scored_by_what_patching_its_paths_does() -> None:
     np.testing.assert_allclose(got, expected, rtol=1e-4)
     assert (found.pair_scores == found.pair_scores.T).all()
     assert not found.pair_scores.diagonal().any()
+
+
+def test_without_gradients_weights_tell_how_heads_compose(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    found = methods.get("contrast").find(Inputs(model, token_pairs(n=11, seed=3), Settings(n_train=4)), "edge")
+    assert found.pair_scores is not None
+    d, n_heads, flat = model.d_head, model.n_heads, found.head_scores.ravel()
+    expected, weighed = np.outer(flat, flat), np.zeros((flat.size, flat.size), dtype=bool)
+    for sender in range(flat.size):
+        for receiver in range((sender // n_heads + 1) * n_heads, flat.size):
+            (a, b), (c, h) = divmod(sender, n_heads), divmod(receiver, n_heads)
+            written = model.layers[a].self_attn.o_proj.weight.detach()[:, b * d : (b + 1) * d]
+            strengths = []
+            for slot in "qkv":
+                module = getattr(model.layers[c].self_attn, f"{slot}_proj")
+                place = h if slot == "q" else h // (n_heads // model.n_kv_heads)
+                read = module.weight.detach()[place * d : (place + 1) * d]
+                strengths.append(float((read @ written).norm() / (read.norm() * written.norm())))
+            expected[sender, receiver] *= max(strengths)
+            weighed[sender, receiver] = True
+    np.testing.assert_allclose(found.pair_scores[weighed], expected[weighed], rtol=1e-4)
+    np.testing.assert_array_equal(found.pair_scores, found.pair_scores.T)
 
 
 def test_pairs_beyond_the_best_heads_are_on_the_same_scale(monkeypatch: pytest.MonkeyPatch) -> None:
