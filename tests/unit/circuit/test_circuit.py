@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from headcodes.circuit.circuit import Circuit
-from headcodes.circuit.formats import export
+from headcodes.circuit.formats import export, with_edges
 from headcodes.errors import HeadcodesError
-from headcodes.graph import parse_head, split_slot, stage
+from headcodes.graph import Edges, parse_head, split_slot, stage
 
 DOC = Path(__file__).parents[3] / "docs" / "circuit-json.md"
 
@@ -29,6 +29,15 @@ def test_top_heads_fall_by_score_and_ties_go_to_the_lower_index() -> None:
 def test_heads_without_evidence_are_never_taken() -> None:
     assert Circuit.from_scores([[0.0, 0.0], [1.0, -5.0]], top=4).nodes == ("a1.h0",)
     assert Circuit.from_scores(np.zeros((3, 3)), top=2).nodes == ()
+
+
+def test_scores_of_chosen_edges_stay_where_all_edges_get_theirs() -> None:
+    """A path that was patched keeps its effect: what was proposed does not take its place."""
+    circuit = Circuit(1, 2, ("a0.h0",), (("a0.h0", "logits"),), {"a0.h0": 1.0}, {("a0.h0", "logits"): 9.0})
+    scores = np.array([[2.0], [3.0], [np.nan]])
+    found = with_edges(circuit, Edges(["input", "a0.h0", "m0"], ["logits"], scores))
+    assert found.edge_scores == {("input", "logits"): 2.0, ("a0.h0", "logits"): 9.0}
+    assert found.edges == circuit.edges
 
 
 def test_edges_join_chosen_heads_forward_strongest_first() -> None:

@@ -34,6 +34,8 @@ def test_five_edges_by_hand() -> None:
     assert found["f_absolute"] == [-0.5, 0.0, 0.25, 1.0]
     assert found["cpr"] == pytest.approx(0.2 * 0.625 + 0.2 * 1.125 + 0.4 * 1.25)
     assert found["cmd"] == pytest.approx(0.2 * 1.25 + 0.2 * 0.875 + 0.4 * 0.375)
+    # Whole edges alone: 2.75 of them are two.
+    assert areas.cpr_cmd(f, scores, shares=(0.55, 1.0))["f_signed"] == [0.75, 1.0]
     # At MIB's own shares the first circuits of five edges are empty: f is 0 up to .1, 1 edge at .2, 2 at .5.
     mib = areas.cpr_cmd(f, scores)
     assert mib["f_signed"] == [0, 0, 0, 0, 0, 0, 0, 0.5, 0.75, 1.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,17 +156,12 @@ def test_cache_is_kept_by_content_and_goes_on_where_it_stopped(
         patch.setattr(patching, "run_edited", refuse)
         again = causal_truth(model, tokens)
         np.testing.assert_array_equal(again.effects, full.effects)
-        # another model, other answers, other components: none of it may be read back
-        more = TokenPairs(
-            tokens.clean,
-            tokens.corrupt,
-            [[*ids, 199] for ids in tokens.answers],
-            tokens.wrong_answers,
-            False,
-            tokens.pairs,
-        )
+        # another model, other answers or wrong ones, other components: none of it may be read back
+        more = replace(tokens, answers=[[*ids, 199] for ids in tokens.answers])
+        less = replace(tokens, wrong_answers=[ids[:-1] or [198] for ids in tokens.wrong_answers])
         for others in (
             lambda: causal_truth(model, answered(model, more)),
+            lambda: causal_truth(model, answered(model, less)),
             lambda: causal_truth(tiny_model("llama", seed=1), answered(tiny_model("llama", seed=1), tokens)),
             lambda: causal_truth(model, tokens, "heads+mlps"),
         ):

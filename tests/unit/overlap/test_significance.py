@@ -165,6 +165,10 @@ def test_pairs_of_selected_heads():
     layers = np.arange(12) // 3
     got = pair_significance(pos, neg, paired=True, n_permutations=300, layers=layers)
     assert set(range(4)) <= set(got.selected.tolist())
+    q = node_significance(pos, neg, paired=True).q
+    for fdr in (1e-9, 0.05, float(np.sort(q)[6])):
+        found = pair_significance(pos, neg, paired=True, n_permutations=20, layers=layers, fdr=fdr).selected
+        assert found.tolist() == np.flatnonzero(q <= fdr).tolist()
     wanted = layers[:, None] < layers[None, :]
     chosen = np.isin(np.arange(12), got.selected)
     np.testing.assert_array_equal(~np.isnan(got.q), wanted & chosen[:, None] & chosen[None, :])

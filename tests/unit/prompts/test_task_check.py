@@ -33,6 +33,12 @@ def test_large_logits_do_not_overflow():
     assert logit_differences(tokens, logits([2e4, 1e4])) == pytest.approx([1e4])
 
 
+def test_even_odds_are_no_right_answer():
+    check = check_task("mine", np.array([0.0, 1.0, 1.0, 1.0, 1.0]), np.array([0.0, -1.0, -1.0, 0.5, -1.0]))
+    assert check.answered.tolist() == [False, True, True, True, True]
+    assert (check.share_right, check.negative_share_right) == (0.8, 0.2)
+
+
 def test_figures():
     tokens = token_pairs([[5]] * 5, [[6]] * 5)
     clean = logits([2.0, 0.0], [1.0, 0.0], [4.0, 0.0], [3.0, 0.0], [0.0, 5.0])
