@@ -176,7 +176,9 @@ class EdgeAblation(HeadAblation):
             for layer in range(self.model.n_layers):
                 keys += [(kind, layer) for kind in (("z", "mlp") if self.graph.has_mlps else ("z",))]
             device = self.model.device
-            return torch.cat([reads.written(kind, layer, reference.ablated).to(device) for kind, layer in keys])
+            return torch.cat(
+                [reads.written(kind, layer, reference.ablated.get(kind, layer)).to(device) for kind, layer in keys]
+            )
 
     def loss(self, removed: Bool[Tensor, "n_source n_destination"]) -> float:
         """Return the mean loss over pairs without the edges where ``removed`` is True."""

@@ -23,22 +23,58 @@ from headcodes.interventions.runs import (
     Parts,
     run,
 )
+from headcodes.models.devices import free_bytes
 from headcodes.models.hooks import edit_input, edit_output, first_of
-from headcodes.models.memory import graph_bytes, kept_bytes_per_token, node_bytes_per_token
+from headcodes.models.memory import graph_bytes, kept_bytes_per_token, node_bytes_per_token, pattern_bytes
 from headcodes.models.relied import passes_keys_on
 from headcodes.models.weights import is_bridge
 
 if TYPE_CHECKING:
     from headcodes.models.model import Model
+    from headcodes.prompts.tokens import TokenPairs
     from headcodes.settings import Metric
 
 Place = tuple[str, int]
 
 
+class GradientError(HeadcodesError):
+    """Gradients cannot be had for these prompts, by this model, on this machine: what was got says why."""
+
+    @classmethod
+    def because(cls, reason: str) -> GradientError:
+        """Return the error whose reason is this clause."""
+        return cls("a method with a backward pass must have gradients", reason, "Use --method contrast: it takes none.")
+
+
 def backward_bytes(model: Model, n_tokens: int) -> int:
-    """Return what a backward pass over prompts of so many tokens takes at most, beside the weights."""
-    whole = node_bytes_per_token(model) * n_tokens
-    return whole if not _by_layer(model, n_tokens) else kept_bytes_per_token(model) * n_tokens
+    """Return what a backward pass over one pair of prompts of so many tokens takes at most, beside the weights."""
+    if not _by_layer(model, n_tokens):
+        return node_bytes_per_token(model) * n_tokens
+    return kept_bytes_per_token(model) * n_tokens + pattern_bytes(model, n_tokens)
+
+
+def refuse_without_gradient(model: Model, tokens: TokenPairs, whole_bytes_per_token: int | None = None) -> None:
+    """Refuse a model that no gradient goes through, or whose backward pass over one pair does not fit.
+
+    Args:
+        whole_bytes_per_token: of what keeps the graph of all layers at a time; None: it may be made a layer at a time.
+
+    Raises:
+        GradientError: weights are no floats, or memory does not do. Offloaded weights, which a graph holds until it is
+            let go, where it cannot be made a layer at a time.
+    """
+    if not model.dtype.is_floating_point:
+        raise GradientError.because(f"the weights are stored as {model.dtype}")
+    longest = max(map(len, tokens.clean))
+    if _offloaded(model) and (whole_bytes_per_token is not None or not _by_layer(model, longest)):
+        raise GradientError.because("some of the weights are offloaded, and the graph of all layers would hold them")
+    needed, free = backward_bytes(model, longest), free_bytes(model.device)
+    if whole_bytes_per_token is not None:
+        needed = whole_bytes_per_token * longest
+    if needed > free:
+        raise GradientError.because(
+            f"one pair's backward pass takes about {needed >> 20} MiB, and {free >> 20} MiB are free"
+        )
 
 
 def with_gradients(
@@ -102,10 +138,16 @@ def at_heads(model: Model, gradients: Mapping[Place, Tensor]) -> list[Tensor]:
 
 
 def _by_layer(model: Model, n_tokens: int) -> bool:
-    """Whether the whole graph is too large, and layers are known to do nothing but hand the stream on."""
+    """Whether the whole graph is too large, or would hold weights that are to lie elsewhere, and layers are known to do
+    nothing but hand the stream on."""
     passes_on = model.facts.stream is None and model.final_norm is not None
     passes_on = passes_on and not is_bridge(model.module) and not passes_keys_on(model)
-    return passes_on and node_bytes_per_token(model) * n_tokens > graph_bytes(model.device)
+    too_large = _offloaded(model) or node_bytes_per_token(model) * n_tokens > graph_bytes(model.device)
+    return passes_on and too_large
+
+
+def _offloaded(model: Model) -> bool:
+    return any(part.is_meta for part in model.module.parameters())
 
 
 def _layer_by_layer(

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
 from headcodes.graph import Graph
-from headcodes.interventions.runs import Parts
 from headcodes.models.families import part_at
 from headcodes.models.hooks import edit_input, first_of
 from headcodes.models.memory import node_bytes_per_token
@@ -153,18 +152,18 @@ class Reads:
         self.final_in = x.view_as(x)
         return self.final_in
 
-    def written(self, kind: str, layer: int, differences: Parts) -> Float[Tensor, "source batch*seq*d_model"]:
-        """Return what differences of one part ("input", "z", "mlp" of a layer) come to in the residual stream, fp32.
+    def written(self, kind: str, layer: int, difference: Tensor) -> Float[Tensor, "source batch*seq*d_model"]:
+        """Return what a difference in one part ("input", "z", "mlp" of a layer) comes to in the residual stream, fp32.
 
         Where a norm stands between a part and the stream (Gemma 2 and 3), the difference goes through its derivative.
         """
         model = self.model
         if kind == "input":
-            return differences.input.float().reshape(1, -1)
+            return difference.float().reshape(1, -1)
         if kind == "mlp":
-            difference = differences.mlp[layer].float()[None] * model.facts.scale("mlp", layer)
-            return self._after_norm(kind, layer, difference).flatten(1)
-        z = model.by_head(layer, differences.z[layer].float()) * model.facts.scale("z", layer)
+            scaled = difference.float()[None] * model.facts.scale("mlp", layer)
+            return self._after_norm(kind, layer, scaled).flatten(1)
+        z = model.by_head(layer, difference.float()) * model.facts.scale("z", layer)
         heads = torch.einsum("bshd,hdm->hbsm", z, model.W_O[layer].to(z.device).float())
         return self._after_norm(kind, layer, heads).flatten(1)
 

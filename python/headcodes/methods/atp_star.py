@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from headcodes.errors import HeadcodesError
+from headcodes.interventions.gradients import refuse_without_gradient
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
 from headcodes.interventions.reads import Reads
 from headcodes.interventions.runs import (
@@ -59,7 +60,8 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
 
     Raises:
         HeadcodesError: clean and corrupted prompt of a pair differ in length; a model whose query, key and value
-            projections are not known; ``atp-star`` with a model of one layer, of which none can be left out.
+            projections are not known; no gradients can be had (``refuse_without_gradient``); ``atp-star`` with a model
+            of one layer, of which none can be left out.
     """
     model, tokens = inputs.model, inputs.tokens
     require_equal_lengths(tokens, name)
@@ -70,6 +72,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
         raise HeadcodesError(
             "atp-star must have another layer to leave out", f"{model.name} of one layer", "Use --method atp-qk."
         )
+    refuse_without_gradient(model, tokens, node_bytes_per_token(model))
     findings = Findings.of(model)
     effects = torch.zeros(len(tokens), len(SLOTS), model.n_layers, model.n_heads, dtype=torch.float64)
     whole = whole_vocabulary(metric)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from headcodes.activations.capture import mlps_of
-from headcodes.errors import HeadcodesError
-from headcodes.interventions.gradients import arrived, backward_bytes, with_gradients
+from headcodes.interventions.gradients import GradientError, arrived, refuse_without_gradient, with_gradients
 from headcodes.interventions.metric import refuse_flat
 from headcodes.interventions.runs import (
     POSITION_GROUPS,
@@ -26,7 +25,7 @@ from headcodes.interventions.runs import (
 from headcodes.methods.findings import Findings
 from headcodes.methods.pairs import propose_pairs
 from headcodes.methods.stability import ByPair
-from headcodes.models.devices import EachDevice, brought, free_bytes
+from headcodes.models.devices import EachDevice, brought
 from headcodes.models.memory import graph_bytes, node_bytes_per_token
 from headcodes.progress import progress
 from headcodes.prompts.alignment import Alignment, align
@@ -45,15 +44,6 @@ if TYPE_CHECKING:
     from headcodes.prompts.tokens import TokenPairs
 
 
-class GradientError(HeadcodesError):
-    """Gradients cannot be had for these prompts, by this model, on this machine: what was got says why."""
-
-    @classmethod
-    def because(cls, reason: str) -> GradientError:
-        """Return the error whose reason is this clause."""
-        return cls("a method with a backward pass must have gradients", reason, "Use --method contrast: it takes none.")
-
-
 def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds: Sequence[int]) -> list[Findings]:
     """Score a head by |mean over pairs of c| + mean over pairs of |c|, c = tanh(p / 1 logit) of its products p.
 
@@ -63,7 +53,7 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     recipe of this name; they do not change the scores.
 
     Raises:
-        GradientError: prompts of a pair differ in length, weights are offloaded or no floats, or memory does not do.
+        GradientError: prompts of a pair differ in length, or ``refuse_without_gradient``.
     """
     tokens = inputs.tokens
     if not tokens.equal_lengths:
@@ -124,7 +114,6 @@ def _products(inputs: Inputs, tokens: TokenPairs) -> Products:
     def made() -> Products:
         metric = inputs.metric or "logit-diff"
         refuse_flat(metric, "attribution")
-        refuse_without_gradient(inputs.model, tokens)
         return products(inputs.model, tokens, metric, positions, inputs.with_mlps)
 
     if not inputs.cache or positions != "mean":
@@ -138,23 +127,6 @@ def _products(inputs: Inputs, tokens: TokenPairs) -> Products:
         return {"of_pairs": its.of_pairs, "by_group": its.by_group, "by_place": its.by_place}
 
     return Products(**kept(inputs.model, tokens, what, make), alignment=align(tokens))
-
-
-def refuse_without_gradient(model: Model, tokens: TokenPairs) -> None:
-    """Refuse a model that no gradient goes through.
-
-    Raises:
-        GradientError: weights are offloaded or no floats, or memory does not do.
-    """
-    if not model.dtype.is_floating_point:
-        raise GradientError.because(f"the weights are stored as {model.dtype}")
-    if any(part.is_meta for part in model.module.parameters()):
-        raise GradientError.because("some of the weights are offloaded")
-    needed, free = backward_bytes(model, max(map(len, tokens.clean))), free_bytes(model.device)
-    if needed > free:
-        raise GradientError.because(
-            f"one pair's backward pass takes about {needed >> 20} MiB, and {free >> 20} MiB are free"
-        )
 
 
 def products(
@@ -172,8 +144,10 @@ def products(
         also: given every batch with its clean and its corrupted run.
 
     Raises:
+        GradientError: see ``refuse_without_gradient``.
         HeadcodesError: prompts of a pair differ in length; MLPs of a model that has none.
     """
+    refuse_without_gradient(model, tokens)
     if mlps:
         mlps_of(model)
     alignment = align(tokens)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.interventions.gradients import GradientError
 from headcodes.methods import attribution, code_sets, contrast
 from headcodes.methods.findings import Findings
 
@@ -29,7 +30,7 @@ def score(name: str, found: list[Findings], inputs: Inputs, level: Level, seeds:
     else:
         try:
             found = attribution.score("attribution", found, inputs, level, seeds)
-        except attribution.GradientError as error:
+        except GradientError as error:
             reason = error.got
         except torch.OutOfMemoryError:
             reason = f"a backward pass does not fit the memory of {inputs.model.device}"

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from headcodes.activations.capture import mlps_of
 from headcodes.graph import Edges
-from headcodes.interventions.gradients import arrived, gradients_at, with_gradients
+from headcodes.interventions.gradients import arrived, gradients_at, refuse_without_gradient, with_gradients
 from headcodes.interventions.metric import measure, refuse_flat, whole_vocabulary
 from headcodes.interventions.reads import Reads, edge_bytes_per_token, graph_of
 from headcodes.interventions.runs import (
@@ -75,8 +75,8 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
         steps: of the integrals.
 
     Raises:
-        HeadcodesError: clean and corrupted prompt of a pair differ in length; at edge level, a model whose query, key
-            and value projections are unknown.
+        HeadcodesError: clean and corrupted prompt of a pair differ in length; no gradients can be had
+            (``refuse_without_gradient``); at edge level, a model whose query, key and value projections are unknown.
     """
     model, tokens = inputs.model, inputs.tokens
     require_equal_lengths(tokens, name)
@@ -90,6 +90,7 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
     n_groups = len(POSITION_GROUPS) + len(alignment.labels)
     totals = _Totals(model, len(tokens), edges=level == "edge", n_groups=n_groups)
     per_token = edge_bytes_per_token(model) if level == "edge" else node_bytes_per_token(model)
+    refuse_without_gradient(model, tokens, per_token if level == "edge" else None)
     passes = {
         "eap": _clean,
         "relp": _clean,  # under the rules of methods.relp, as relp-ah
@@ -226,12 +227,11 @@ class _Pass:
         else:
             reads = Reads(self.model)
             parts, gradients = self._whole_graph(reads, reference)
-        differences = _differences(self.clean or parts, self.corrupt, at)
         arrived(self.model, gradients, self._scored(parts))
         for kind, layer in self._scored(parts):
-            totals.add_node(kind, layer, differences.get(kind, layer), gradients[kind, layer], self.weight)
+            totals.add_node(kind, layer, self._difference(parts, kind, layer, at), gradients[kind, layer], self.weight)
         if reads is not None:
-            self._score_edges(totals, reads, parts, differences, gradients)
+            self._score_edges(totals, reads, parts, gradients, at)
         totals.arrive()
 
     def _whole_graph(self, reads: Reads, reference: Tensor | None) -> tuple[Parts, dict[tuple[str, int], Tensor]]:
@@ -254,19 +254,29 @@ class _Pass:
         mlps: list[tuple[Kind, int]] = [("mlp", layer) for layer in range(len(parts.mlp))]
         return [("input", 0), *heads, *mlps]
 
+    def _difference(self, parts: Parts, kind: Kind, layer: int, at: Tensor | None) -> Tensor:
+        """Return a part's output on the clean prompt less that on the corrupted one, at the positions that count."""
+        ours = (self.clean or parts).get(kind, layer).detach()
+        found = ours - self.corrupt.get(kind, layer)
+        return found if at is None else found * at.to(found)
+
     def _score_edges(
         self,
         totals: _Totals,
         reads: Reads,
         parts: Parts,
-        differences: Parts,
         gradients: dict[tuple[str, int], Tensor],
+        at: Tensor | None,
     ) -> None:
         graph = reads.graph
-        scored = sorted((graph.rows(kind, layer).start, kind, layer) for kind, layer in self._scored(parts))
+        rows = {place: graph.rows(*place) for place in self._scored(parts)}
+        start, end = min(each.start for each in rows.values()), max(each.stop for each in rows.values())
         home = self.model.device
-        written = torch.cat([reads.written(kind, layer, differences).to(home) for _, kind, layer in scored])
-        start = scored[0][0]
+        # Filled part by part: two copies of all would not fit where one does.
+        written = torch.empty(end - start, parts.input.numel(), device=home)
+        for (kind, layer), own in rows.items():
+            difference = self._difference(parts, kind, layer, at)
+            written[own.start - start : own.stop - start] = reads.written(kind, layer, difference).to(home)
 
         def add(readable: slice, columns: slice, gradient: Tensor) -> None:
             stop = min(start + len(written), readable.stop)
@@ -283,21 +293,6 @@ class _Pass:
                 add(graph.read_by_mlp(layer), graph.columns("mlp", layer), reading)
         logits = graph.columns("logits", graph.n_layers)
         add(slice(0, graph.n_source), logits, gradients["logits", 0].float()[None])
-
-
-def _differences(clean: Parts, corrupt: Parts, at: Tensor | None) -> Parts:
-    """Return every part's output on the clean prompt less that on the corrupted one, at the positions that count."""
-
-    def less(ours: Tensor, theirs: Tensor) -> Tensor:
-        found = ours.detach() - theirs
-        return found if at is None else found * at.to(found)
-
-    return Parts(
-        less(clean.input, corrupt.input),
-        [less(a, b) for a, b in zip(clean.z, corrupt.z, strict=True)],
-        [less(a, b) for a, b in zip(clean.mlp, corrupt.mlp, strict=True)],
-        clean.logits,
-    )
 
 
 def _clean(model: Model, batch: Batch, corrupt: Parts, steps: int, metric: Metric) -> Iterator[_Pass]:

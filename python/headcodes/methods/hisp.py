@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headcodes.interventions.gradients import at_heads, with_gradients
+from headcodes.interventions.gradients import at_heads, refuse_without_gradient, with_gradients
 from headcodes.interventions.metric import refuse_flat
 from headcodes.interventions.runs import batches, chosen_positions, ready
 from headcodes.methods.findings import Findings
@@ -28,10 +28,14 @@ def find(name: str, inputs: Inputs, level: Level, seed: int) -> Findings:
 
     Michel et al. 2019, equation 2, with L the logit difference, and their normalisation by layer. Corrupted prompts are
     not used: the gate closes towards zero.
+
+    Raises:
+        HeadcodesError: no gradients can be had (``gradients.refuse_without_gradient``).
     """
     model, tokens = inputs.model, inputs.tokens
     metric = inputs.metric or "logit-diff"
     refuse_flat(metric, name)
+    refuse_without_gradient(model, tokens)
     findings = Findings.of(model)
     importance = torch.zeros(len(tokens), model.n_layers, model.n_heads, dtype=torch.float64)
     with findings.timed("attribute"), ready(model), progress("attributing", total=len(tokens)) as advance:

@@ -66,9 +66,15 @@ def node_bytes_per_token(model: Model) -> int:
 
 def kept_bytes_per_token(model: Model) -> int:
     """Estimate the same where the graph is made a layer at a time: what enters every layer, the parts of both runs, the
-    gradients there, and one layer's graph."""
+    gradients there, and one layer's graph with the gradients on their way through it."""
     per_layer = 4 * model.d_model + 3 * model.n_heads * model.d_head
-    return _per_value(model) * model.n_layers * per_layer + node_bytes_per_token(model) // model.n_layers
+    return _per_value(model) * model.n_layers * per_layer + 2 * node_bytes_per_token(model) // model.n_layers
+
+
+def pattern_bytes(model: Model, n_tokens: int) -> int:
+    """Estimate what one layer's attention of one prompt takes where its weights are made whole: scores, weights, and
+    the gradients of both."""
+    return 4 * _per_value(model) * int(model.n_heads) * n_tokens**2
 
 
 def _per_value(model: Model) -> int:

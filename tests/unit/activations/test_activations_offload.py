@@ -1,4 +1,5 @@
-"""Weights that accelerate has moved away are fetched layer by layer: capture needs no room for the whole model."""
+"""Weights that accelerate has moved away are fetched layer by layer: neither capture nor a backward pass needs room for
+the whole model."""
 
 from __future__ import annotations
 
@@ -52,7 +53,10 @@ def test_a_model_larger_than_the_memory_it_may_take(folder: Path) -> None:
     code = f"""
 from pathlib import Path
 from headcodes.activations.capture import capture
+from headcodes.methods.attribution import products
 from headcodes.models.load import load_model
+from headcodes.prompts.pairs import PromptPair, PromptPairs
+from headcodes.prompts.tokens import TokenPairs
 import transformers.models.llama.modeling_llama, transformers.convert_slow_tokenizer, accelerate
 import headcodes.models.check, headcodes.models.disturbed
 
@@ -64,6 +68,8 @@ def peak():
 before = peak()
 model = load_model({str(folder)!r}, dtype="float32", device_map={parts(layers="disk")!r})
 capture(model, {PROMPTS!r}, answer_ids={ANSWERS!r})
+pairs = PromptPairs((PromptPair("c", "d", ("a",), ("b",)),), "made", "up")
+products(model, TokenPairs([[5, 6, 7]], [[5, 8, 7]], [[5]], [[6]], False, pairs))
 print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

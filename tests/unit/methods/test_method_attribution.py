@@ -12,6 +12,7 @@ import torch
 import made_pairs
 from headcodes import methods, metrics
 from headcodes.errors import HeadcodesError, HeadcodesWarning
+from headcodes.interventions import gradients
 from headcodes.methods import default
 from headcodes.methods.inputs import Inputs
 from headcodes.models import planted
@@ -70,7 +71,7 @@ def test_default_says_why_there_are_no_gradients(tiny_model: Any, monkeypatch: p
     with pytest.raises(HeadcodesError, match="no common positions"):
         methods.get("attribution").find(Inputs(model, unequal))
 
-    monkeypatch.setattr(default.attribution, "free_bytes", lambda _device: 10)
+    monkeypatch.setattr(gradients, "free_bytes", lambda _device: 10)
     with pytest.warns(HeadcodesWarning, match="0 MiB are free"):
         assert methods.get("default").find(Inputs(model, token_pairs())).method_used == "contrast"
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 
 import made_pairs
+from headcodes import methods
 from headcodes.activations.capture import capture
 from headcodes.errors import HeadcodesWarning
+from headcodes.interventions import gradients
 from headcodes.interventions.engine import Compute
+from headcodes.interventions.gradients import GradientError
 from headcodes.interventions.patch import causal_truth
-from headcodes.methods import Level, dla, eap
+from headcodes.methods import Level, attribution
 from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
 from headcodes.models.model import Model
@@ -52,15 +55,37 @@ def test_answers_are_worked_out_in_fp32(both: tuple[Model, Model]) -> None:
     torch.testing.assert_close(away, here, atol=0, rtol=0)
 
 
-@pytest.mark.parametrize(("method", "level"), [("dla", "node"), ("eap", "node"), ("eap", "edge")])
-def test_methods_find_the_same(both: tuple[Model, Model], method: str, level: Level) -> None:
+def scores(model: Model, method: str, level: Level = "node") -> np.ndarray[Any, Any]:
+    if method == "attribution":
+        return attribution.products(model, token_pairs()).of_pairs.numpy()
+    return methods.get(method).score(None, Inputs(model, token_pairs()), level, [0])[0].head_scores
+
+
+@pytest.mark.parametrize("method", ["dla", "attribution", "hisp", "hybrid", "eap", "eap-ig-inputs", "relp"])
+def test_methods_find_the_same(both: tuple[Model, Model], method: str) -> None:
     """After a capture, too: what was fetched in inference mode takes no gradient later."""
     found = []
-    module = dla if method == "dla" else eap
     for model in both:
         capture(model, token_pairs().clean)
-        found.append(module.find(method, Inputs(model, token_pairs()), level, 0))
-    np.testing.assert_array_equal(found[0].head_scores, found[1].head_scores)
+        found.append(scores(model, method))
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize(("method", "level"), [("eap", "edge"), ("relp", "edge"), ("atp-qk", "node")])
+def test_a_graph_of_all_layers_would_hold_what_is_to_lie_on_disk(
+    both: tuple[Model, Model], method: str, level: Level
+) -> None:
+    with pytest.raises(GradientError, match="some of the weights are offloaded"):
+        scores(both[1], method, level)
+
+
+@pytest.mark.parametrize(("method", "level"), [("eap", "edge"), ("eap", "node"), ("hisp", "node"), ("atp-qk", "node")])
+def test_a_pair_that_does_not_fit_the_memory_is_refused(
+    both: tuple[Model, Model], method: str, level: Level, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "free_bytes", lambda device: 1 << 10)
+    with pytest.raises(GradientError, match="0 MiB are free"):
+        scores(both[0], method, level)
 
 
 def test_changes_and_patching_are_the_same(both: tuple[Model, Model]) -> None:
