@@ -29,11 +29,9 @@ BENCH = (
     1,
     "--n-pairs",
     4,
-    "--top",
-    3,
     "--no-faithfulness",
 )
-JUDGED = ("--task", "ioi", "--n-pairs", 4, "--top", 3)
+JUDGED = ("--task", "ioi", "--n-pairs", 4)
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -92,10 +90,17 @@ def test_a_family_outside_the_table_is_scanned_judged_and_compared(unknown: Path
 
     status, _, err = run(*BENCH, "--model", unknown, "--projection", PATH, "--out", tmp_path / "bench")
     assert status == 0, err
+    assert "the truth is the 4 heads of largest effect" in err
+    (judged,) = json.loads((tmp_path / "bench" / "results.json").read_text())["rows"]
+    assert judged["truth"].endswith(" pairs, 4 heads")
+    assert np.sum(judged["labels"]) == 4
     circuit = one_head(tmp_path / "circuit.json", 2)
     status, out, err = run("evaluate", circuit, "--model", unknown, *JUDGED, "--projection", PATH, "--json")
     assert status == 0, err
-    assert len(json.loads(out)["truth"]["head_effects"]) == 2 * 4
+    evaluation = json.loads(out)
+    assert len(evaluation["truth"]["head_effects"]) == 2 * 4
+    assert evaluation["truth"]["n_heads_in_circuit"] == 4
+    assert any("the 4 heads of largest effect" in note for note in evaluation["notes"])
 
 
 def test_a_projection_that_is_not_there_is_named_by_each(unknown: Path, tmp_path: Path, run: Run) -> None:
@@ -109,6 +114,7 @@ def test_a_projection_that_is_not_there_is_named_by_each(unknown: Path, tmp_path
         assert "self_attn.out" in err
 
 
+@pytest.mark.filterwarnings("default:the truth is the 6 heads:headcodes.errors.HeadcodesWarning")
 def test_a_revision_is_the_one_scanned_judged_and_compared(hub: str, tmp_path: Path, run: Run) -> None:
     scan = ("scan", "--models", hub, "--methods", "act-norm", "--n-prompts", 6, "--store", tmp_path / "store")
     assert run(*scan)[0] == 0

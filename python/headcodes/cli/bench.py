@@ -25,7 +25,7 @@ def bench(
     level: options.Level = "node",
     n_pairs: Annotated[int, typer.Option(min=2, max=MOST_PROMPTS, help="Prompt pairs a cell.")] = 50,
     truth_pairs: Annotated[int, typer.Option(min=1, help="Pairs that the causal truth is made from.")] = 32,
-    top: Annotated[int, typer.Option(min=1, help="Heads of largest effect that the causal truth holds.")] = 20,
+    top: options.TruthTop = None,
     budget: Annotated[float | None, typer.Option(min=0.001, help="Seconds a cell may take.")] = None,
     faithfulness: Annotated[bool, typer.Option(help="CPR, CMD and faithfulness curves too.")] = True,
     device: options.Device = Settings.device,

@@ -35,7 +35,7 @@ def evaluate(
     components: Annotated[
         Literal["heads", "heads+mlps"], typer.Option(help="What the causal truth patches: heads, or every MLP too.")
     ] = "heads",
-    top: Annotated[int, typer.Option(min=1, help="Heads of largest effect that the causal truth holds.")] = 20,
+    top: options.TruthTop = None,
     n_pairs: Annotated[int, typer.Option(min=1, max=MOST_PROMPTS // 2, help="Answered pairs to judge on.")] = 32,
     ablation: Annotated[Literal["zero", "mean", "resample"], typer.Option(help="What the rest is replaced by.")] = (
         "resample"

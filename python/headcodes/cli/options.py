@@ -28,4 +28,10 @@ Projection = Annotated[str | None, typer.Option(help="Output projection of an un
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Dtype = Annotated[str, typer.Option(help="auto (bf16 where it is fast), float32, bfloat16, float16.")]
 ExactDtype = Annotated[str, typer.Option(help="float32 (the causal truth wants it), bfloat16, ...")]
+TruthTop = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Heads of largest effect that the causal truth holds; 20 by default, at most half of the model's."
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="CPU threads; all cores by default.")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,13 +13,13 @@ import numpy as np
 
 from headcodes import metrics, tasks
 from headcodes.comparison.rows import SCHEMA, Row, Status
-from headcodes.errors import HeadcodesError
+from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.evaluation.areas import edge_cpr_cmd, head_cpr_cmd
 from headcodes.evaluation.faithfulness import curve
 from headcodes.evaluation.paths import path_truth
 from headcodes.files import atomic_write, checksum
 from headcodes.graph import Edges
-from headcodes.interventions.patch import causal_truth
+from headcodes.interventions.patch import causal_truth, n_of_largest_effect
 from headcodes.interventions.reads import graph_of
 from headcodes.models import planted
 from headcodes.prompts.tokens import TokenPairs, tokenize
@@ -59,7 +60,7 @@ def make_judge(
     model: Model,
     task: str,
     *,
-    top: int = 20,
+    top: int | None = None,
     n_pairs: int = 32,
     n_faithfulness: int = 8,
     with_faithfulness: bool = True,
@@ -68,6 +69,7 @@ def make_judge(
     """Return the planted truth of a planted model, else the causal truth: the ``top`` heads of largest |effect|.
 
     Args:
+        top: None: 20, but no more than half of the model's heads; the judge's name says how many, where fewer.
         with_paths: patch the paths between these heads exactly too (``evaluation.paths.path_truth``), to judge pairs.
 
     Raises:
@@ -81,7 +83,8 @@ def make_judge(
     if known is not None:
         return Judge("planted", known.truth.labels, known.truth.pair_labels, some)
     truth = causal_truth(model, tokens, pairs=n_pairs)
-    labels = truth.labels(top)
+    n_largest = n_of_largest_effect(top, int(model.real_heads.sum()))
+    labels = truth.labels(n_largest)
     masks: list[np.ndarray | None] = [None, None]
     if with_paths:
         found = path_truth(model, tokens, [(int(layer), int(head)) for layer, head in np.argwhere(labels)])
@@ -92,7 +95,15 @@ def make_judge(
             known_pairs[number[source], number[receiver]] = True
             inside[number[source], number[receiver]] = (source, receiver) in confirmed
         masks = [inside, known_pairs]
-    return Judge(f"causal, {len(truth.effects)} pairs", labels, masks[0], some, masks[1])
+    name = f"causal, {len(truth.effects)} pairs"
+    if top is None and n_largest < 20:
+        name += f", {n_largest} heads"
+        warnings.warn(
+            f"the truth is the {n_largest} heads of largest effect, half of those of {model.name}, in place of 20",
+            HeadcodesWarning,
+            stacklevel=2,
+        )
+    return Judge(name, labels, masks[0], some, masks[1])
 
 
 _FAILURES: dict[str, Status] = {"budget": "over budget", "refused": "not possible", "error": "failed"}

@@ -36,7 +36,7 @@ def run_quality(
     shared: Shared,
     revision: str | None = None,
     truth_pairs: int = 32,
-    top: int = 20,
+    top: int | None = None,
     budget_s: float | None = None,
     with_faithfulness: bool = True,
     report: Callable[[Row], None] = lambda _row: None,

@@ -16,7 +16,7 @@ from headcodes.evaluation.faithfulness import Ablation, curve, faithfulness
 from headcodes.evaluation.paths import judge_paths
 from headcodes.evaluation.record import Evaluation
 from headcodes.graph import Edges, GroundTruth, parse_head, split_slot
-from headcodes.interventions.patch import CausalTruth, answered, causal_truth
+from headcodes.interventions.patch import CausalTruth, answered, causal_truth, n_of_largest_effect
 from headcodes.interventions.reads import graph_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def evaluate_circuit(
     truth: str | GroundTruth | CausalTruth | None = "causal",
     task: str | None = None,
     components: Components = "heads",
-    top: int = 20,
+    top: int | None = None,
     n_pairs: int = 32,
     ablation: Ablation = "resample",
     with_faithfulness: bool = True,
@@ -56,7 +56,8 @@ def evaluate_circuit(
         task: Task id of a published truth; the circuit's own where None.
         components: What the causal truth is made of: "heads" or "heads+mlps". Heads are judged against heads either
             way; with MLPs, heads and MLPs together too, where the circuit scores every MLP or has chosen among them.
-        top: How many heads (of heads and MLPs: components) of largest |effect| a causal truth counts as the circuit.
+        top: How many heads (of heads and MLPs: components) of largest |effect| a causal truth counts as the circuit;
+            None: 20, but no more than half of the heads, which is noted.
         n_pairs: How many answered pairs the causal truth and faithfulness use.
         ablation: For faithfulness: "zero", "mean" or "resample".
         with_faithfulness: Whether to run the circuit on its own.
@@ -84,7 +85,9 @@ def evaluate_circuit(
         notes.append("not every head has a score, so the ranking is not judged")
     about, ranking, membership, together = None, None, None, None
     if judge is not None:
-        labels = judge.labels(top) if isinstance(judge, CausalTruth) else judge.labels
+        real = np.ones(scores.shape, dtype=bool) if model is None else model.real_heads
+        n_largest = n_of_largest_effect(top, int(real.sum()))
+        labels = judge.labels(n_largest) if isinstance(judge, CausalTruth) else judge.labels
         if labels.shape != scores.shape:
             raise HeadcodesError(
                 f"the truth must be about a model of {scores.shape[0]} layers x {scores.shape[1]} heads, the circuit's",
@@ -92,11 +95,12 @@ def evaluate_circuit(
                 "Choose a truth of this model, or 'causal'.",
             )
         about = _about(judge, labels)
-        real = np.ones(labels.shape, dtype=bool) if model is None else model.real_heads
-        ranking = _ranking(circuit, judge, labels, real, top, n_resamples, seed) if scored else None
+        ranking = _ranking(circuit, judge, labels, real, n_largest, n_resamples, seed) if scored else None
         membership = _membership(circuit.head_mask[real], labels[real])
         if isinstance(judge, CausalTruth):
-            together = _components(circuit, judge, top)
+            together = _components(circuit, judge, n_largest)
+            if top is None and n_largest < 20:
+                notes.append(f"the truth is the {n_largest} heads of largest effect, half of all, in place of 20")
         if isinstance(judge, GroundTruth) and model is not None and circuit.model != judge.model:
             notes.append(
                 f"the truth {judge.name} is about {judge.model}, the circuit about {circuit.model or 'unknown'}"
@@ -104,7 +108,7 @@ def evaluate_circuit(
     between = None
     if truth == "paths" and isinstance(judge, CausalTruth) and model is not None and tokens is not None:
         slots = {edge: abs(score) for edge, score in circuit.edge_scores.items() if split_slot(edge[1])[1]}
-        between = judge_paths(_pair_scores(circuit), slots, model, tokens, judge, top, seed)
+        between = judge_paths(_pair_scores(circuit), slots, model, tokens, judge, n_largest, seed)
         if between["pair_auc"] is None:
             notes.append("paths are not judged: no edge between these heads is scored, or all paths are alike")
     alone, sizes, areas, edge_areas = None, None, None, None

@@ -97,6 +97,12 @@ class CausalTruth:
         return [(self.names[i], float(mean[i])) for i in np.argsort(-np.abs(mean), kind="stable")[:k]]
 
 
+def n_of_largest_effect(top: int | None, n_heads: int) -> int:
+    """Return how many of a model's heads a causal truth takes for the circuit: ``top``; where it is None 20, but no
+    more than half."""
+    return max(1, min(20, n_heads // 2)) if top is None else top
+
+
 class _Patches(EditPlan):
     """Row r takes one component from the corrupted run."""
 
