@@ -189,6 +189,27 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"head_dim": 8, "lru_width": 32, "block_types": ["recurrent", "attention"], "attention_window_size": 16},
     ),
 }
+# Opened like any other, and held to what they are found to do alone.
+_ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
+_ROUTED |= {"n_group": 1, "topk_group": 1}
+FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "Nemotron": ("Nemotron", _GROUPED),
+    "Starcoder 2": ("Starcoder2", _GROUPED),
+    "Persimmon": ("Persimmon", _PLAIN),
+    "GPT-BigCode": ("GPTBigCode", _GPT | _ENDS),
+    "EXAONE 4": ("Exaone4", _GROUPED | {"sliding_window": 16, "sliding_window_pattern": 2}),
+    "Helium": ("Helium", _GROUPED | {"head_dim": 8}),
+    "ERNIE 4.5": ("Ernie4_5", _GROUPED | {"head_dim": 8}),
+    "Seed-OSS": ("SeedOss", _GROUPED | {"head_dim": 8}),
+    "HunYuan": ("HunYuanDenseV1", _GROUPED | {"head_dim": 8}),
+    "Arcee": ("Arcee", _GROUPED),
+    "Apertus": ("Apertus", _GROUPED),
+    "dots.llm1": ("Dots1", _GROUPED | _ROUTED | {"n_shared_experts": 1, "sliding_window": 16}),
+    "Ministral": ("Ministral", _GROUPED | {"head_dim": 8, "sliding_window": 16}),
+    "GLM-4.5": ("Glm4Moe", _GROUPED | _ROUTED | {"head_dim": 8}),
+}
+_LATENT = _PLAIN | _ROUTED | {"num_key_value_heads": 4, "kv_lora_rank": 8, "q_lora_rank": 12, "n_shared_experts": 1}
+_LATENT |= {"qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
 # Of which nothing is read, and what is said of it.
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "Mamba 2": (
@@ -227,6 +248,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "weights several layers share",
     ),
     "Kimi Linear": ("KimiLinear", _DEEP | {"head_dim": 8}, "multi-head latent attention"),
+    "DeepSeek V2": ("DeepseekV2", _LATENT, "multi-head latent attention"),
+    "DeepSeek V3": ("DeepseekV3", _LATENT, "multi-head latent attention"),
+    "JetMoE": (
+        "JetMoe",
+        _SIZES
+        | {"num_key_value_heads": 2, "kv_channels": 8, "intermediate_size": 48}
+        # Which head runs depends on the token.
+        | {"num_local_experts": 2, "num_experts_per_tok": 2},
+        "mixture-of-experts attention",
+    ),
 }
 
 
@@ -234,7 +265,7 @@ def make(name: str, seed: int = 0, **changes: Any) -> Any:
     """Make the model, biases and norms random too: left at zero and one, a forgotten one would go unnoticed."""
     import transformers as tf
 
-    kind, values = ROWS[name] if name in ROWS else REFUSED[name][:2]
+    kind, values = (ROWS | FURTHER | REFUSED)[name][:2]
     torch.manual_seed(seed)
     config: Callable[..., Any] = getattr(tf, f"{kind}Config")
     made = tf.AutoModelForCausalLM.from_config(config(**(values | changes))).eval()
@@ -255,7 +286,7 @@ def table() -> str:
     columns = ("projection", "sum of parts", "attention and MLP", "heads", "finite", "batches", "edges")
     heading = " | ".join(f"({letter}) {name}" for letter, name in zip("abcdef", columns, strict=False))
     lines = [f"| family | {heading} | edges |", f"|---|{'---|' * len(columns)}"]
-    for name in ROWS:
+    for name in ROWS | FURTHER:
         found = verdict(load_model(make(name)))
         # How far rounding goes differs from machine to machine.
         lines.append(f"| {name} | {' | '.join(re.sub(r' .to [^ ]* of the stream.', '', found[c]) for c in columns)} |")
@@ -268,7 +299,7 @@ def known(name: str) -> bool:
     """Whether the installed transformers has the family."""
     import transformers as tf
 
-    return hasattr(tf, f"{(ROWS | REFUSED)[name][0]}Config")
+    return hasattr(tf, f"{(ROWS | FURTHER | REFUSED)[name][0]}Config")
 
 
 if __name__ == "__main__":
