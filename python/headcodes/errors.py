@@ -7,10 +7,14 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
-_MAX_GOT = 600
+_MAX_PART = 600
 # What pydantic says in the words of Python, in those of files.
 _OF_FILES = {"missing": "be there", "model_type": "be an object", "dict_type": "be an object"}
 _OF_FILES |= {"list_type": "be a list", "tuple_type": "be a list"}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _MAX_PART else f"{text[: _MAX_PART // 2]} ... {text[-_MAX_PART // 2 :]}"
 
 
 class HeadcodesError(ValueError):
@@ -21,8 +25,8 @@ class HeadcodesError(ValueError):
     """
 
     def __init__(self, must: str, got: str, mend: str) -> None:
-        if len(got) > _MAX_GOT:  # what was got may be of any size; a message is one line that is read
-            got = f"{got[: _MAX_GOT // 2]} ... {got[-_MAX_GOT // 2 :]}"
+        # What was got may be of any size, and so may names in what must hold; a message is one line that is read.
+        must, got = _short(must), _short(got)
         self.must = must
         self.got = got = " ".join(got.split()) if "\n" in got else got
         self.mend = mend

@@ -93,13 +93,13 @@ def check_writable(path: Path | str) -> None:
     Raises:
         HeadcodesError: see ``target_of``; or its folder cannot be made or written.
     """
-    target = target_of(path)
-    folder = target.parent
+    folder = target_of(path).parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        got = "a folder that cannot be written" if folder.is_dir() else "no folder"
-        raise HeadcodesError(f"{path} must be writable", f"{folder}, which is {got}", "Name another place.")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # tried: not every folder that takes no files says so (/proc)
+    except OSError as error:
+        raise HeadcodesError(f"{path} must be writable", f"{folder}: {reason_of(error)}", "Name another.") from error
 
 
 def temporary_prefix(target: Path) -> str:

@@ -61,6 +61,7 @@ def test_the_message_is_one_line() -> None:
         "the package ray must be installed for the engine 'ray'; got an installation without it."
         ' pip install "headcodes[ray]"'
     )
-    long = str(HeadcodesError("x must hold", "a\nb " + "c" * 5000, "Mend it."))
-    assert "\n" not in long
-    assert len(long) < 1000
+    for long in (("x must hold", "a\nb " + "c" * 5000), ("x must be " + "d" * 5000, "b")):
+        said = str(HeadcodesError(*long, "Mend it."))
+        assert "\n" not in said
+        assert len(said) < 1000

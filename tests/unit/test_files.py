@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,19 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_found_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(HeadcodesError, match="no folder"):
+    with pytest.raises(HeadcodesError, match="Not a directory"):
         check_writable(tmp_path / "file" / "below")
     check_writable(tmp_path / "new" / "below" / "file")
     assert not (tmp_path / "new").exists()
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(HeadcodesError, match="cannot be written"):
+    if Path("/proc").is_dir():
+        with pytest.raises(HeadcodesError, match="must be writable; got /proc"):
+            check_writable("/proc/new/file")
+
+    def refuse(dir: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # root may write anywhere
+    with pytest.raises(HeadcodesError, match="Permission denied"):
         check_writable(tmp_path / "new" / "file")
 
 
