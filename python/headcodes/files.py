@@ -87,12 +87,14 @@ def target_of(path: Path | str) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def check_writable(path: Path | str) -> None:
-    """Refuse before the work what would be refused after it: a file that cannot be written.
+def check_writable(path: Path | str, *inputs: Path | None) -> None:
+    """Refuse before the work what would be refused after it, or take away an input: a file that must not be written.
 
     Raises:
-        HeadcodesError: see ``target_of``; or its folder cannot be made or written.
+        HeadcodesError: see ``target_of``; its folder cannot be made or written; it is an input.
     """
+    if any(given is not None and given.exists() and Path(path).exists() and given.samefile(path) for given in inputs):
+        raise HeadcodesError("what is read must not be written over", str(path), "Name another file.")
     folder = target_of(path).parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -180,8 +182,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        # mkstemp makes files private; what we publish follows the user's own umask.
-        follow_umask(temporary)
+        follow_umask(temporary)  # mkstemp makes files private
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -274,8 +275,7 @@ def read_text(path: Path | str, what: str, mend: str, max_bytes: int = MAX_BYTES
     if size > max_bytes:
         raise HeadcodesError(f"{what} must have at most {max_bytes:,} bytes", f"{path} of {size:,}", mend)
     with reading(f"{what} must be readable, in UTF-8", path, mend), path.open("rb") as stream:
-        # Bounded here too: some files of the system have no size.
-        content = stream.read(max_bytes + 1)
+        content = stream.read(max_bytes + 1)  # bounded here too: some files of the system have no size
         if len(content) > max_bytes:
             raise HeadcodesError(f"{what} must have at most {max_bytes:,} bytes", f"{path} of more", mend)
         return content.decode("utf-8-sig")  # the mark that some editors put in front is no text

@@ -142,6 +142,27 @@ def test_outputs_that_cannot_be_are_refused_before_the_work(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["device", "file"]
 
 
+def test_what_is_read_is_not_written_over(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert (
+        run(*["discover", "--model", "planted-ioi", "--n-prompts", "4", "--method", "act-norm", "--out"], out)[0] == 0
+    )
+    circuit, prompts = out / "circuit.json", out / "prompts.json"
+    (tmp_path / "link").symlink_to(circuit)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    for words in (
+        ("evaluate", circuit, "--out", circuit),
+        ("evaluate", circuit, "--prompts", prompts, "--out", prompts),
+        ("evaluate", circuit, "--out", tmp_path / "link"),
+        ("export", circuit, circuit),
+        ("report", out, "--out", out / "result.json"),
+        ("report", out, "--out", prompts),
+    ):
+        refused(run(*words))
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert run("report", out, "--out", out / "page.html")[0] == 0
+
+
 def test_a_tokenizer_that_cannot_carry_the_task(run: Run, tiny_hf: Any, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast

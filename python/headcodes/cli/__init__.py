@@ -86,7 +86,8 @@ def _flush() -> None:
     """Write what is left; the reader may have closed the pipe (`| head`), which is no error."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
-            stream.flush()
+            if stream is not None:  # as where a shell closed it (>&-)
+                stream.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # for the last flush, which Python does itself
 

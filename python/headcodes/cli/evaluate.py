@@ -63,7 +63,7 @@ def evaluate(
     from headcodes.models.load import load_model
 
     if out is not None:
-        check_writable(out)
+        check_writable(out, circuit, Path(prompts) if prompts else None)
     given = load_circuit(circuit)
     if prompts is not None and task is not None:
         raise HeadcodesError("only one of --task and --prompts must be given", "both", "Leave one out.")

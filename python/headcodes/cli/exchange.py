@@ -18,7 +18,7 @@ def export(
     from headcodes.circuit import formats as forms
     from headcodes.files import check_writable
 
-    check_writable(out)
+    check_writable(out, circuit)
     forms.export(forms.load_circuit(circuit), form, out)
 
 

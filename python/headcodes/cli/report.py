@@ -16,7 +16,8 @@ def report(
     """Write one page about many runs: overview, every run, any two side by side."""
     from headcodes.files import check_writable
     from headcodes.report.page import write_report
+    from headcodes.store.folders import RUN_FILES
 
-    check_writable(out)
+    check_writable(out, *(source / name for source in sources for name in RUN_FILES if name != "page.html"))
     n_runs = write_report(sources, out)
     print(f"headcodes: wrote {out} about {n_runs} run{'s' if n_runs != 1 else ''}", file=sys.stderr)

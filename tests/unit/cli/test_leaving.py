@@ -45,3 +45,11 @@ def test_a_process_that_goes_on_ends_with_its_own_status() -> None:
     """Such as that of these tests, which would else have ended well with the last command, whatever failed."""
     goes_on = SCRIPT.replace("cli.main()", "try: cli.run()\nexcept SystemExit: sys.exit(5)")
     assert subprocess.run([sys.executable, "-c", goes_on, "0"], capture_output=True, check=False).returncode == 5
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_stream_that_the_shell_closed_is_no_fault(closed: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -m headcodes.cli tasks {closed}', sys.executable], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
