@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from headcodes.activations.cache import kept
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.graph import split_slot
-from headcodes.interventions.carried import carried_edges, composed_edges
+from headcodes.interventions.carried import carried_edges, composed_edges, edges_between
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,17 +75,27 @@ def _between(
 ) -> dict[tuple[int, int], float]:
     """Return the score of every pair of ``heads`` in different layers, by their numbers, the earlier one first."""
     model = inputs.model
-    if combine is None:
-        edges, strengths = composed_edges(model, heads)
-    else:
-        clean = inputs.logit_differences[0][: inputs.n_proposing]
-        rows = np.flatnonzero(clean > 0)[:_N_PAIRS].tolist() or range(min(_N_PAIRS, len(clean)))
-        findings.carried = edges, carried = carried_edges(model, inputs.tokens.subset(rows), heads)
+    clean = inputs.logit_differences[0][: inputs.n_proposing]
+    rows = np.flatnonzero(clean > 0)[:_N_PAIRS].tolist() or range(min(_N_PAIRS, len(clean)))
+    tokens = inputs.tokens.subset(rows)
+
+    def make() -> dict[str, Tensor]:
+        if combine is None:
+            return {"strengths": torch.from_numpy(composed_edges(model, heads)[1])}
+        return {"carried": torch.from_numpy(carried_edges(model, tokens, heads)[1])}
+
+    what = f"{'composed' if combine is None else 'carried'} {heads}"
+    made = kept(model, tokens, what, make) if inputs.cache else make()
+    edges = edges_between(model, heads)
+    if combine is not None:
+        findings.carried = edges, made["carried"].numpy()
     number = {name: place for place, name in enumerate(model.components)}
     columns: dict[tuple[int, int], list[int]] = {}
     for column, (sender, receiver) in enumerate(edges):
         columns.setdefault((number[sender], number[split_slot(receiver)[0]]), []).append(column)
     if combine is None:
-        return {pair: float(products[pair] * strengths[its].max()) for pair, its in columns.items()}
-    together = np.stack([carried[:, its].sum(axis=1) for its in columns.values()], axis=1) if columns else carried
-    return dict(zip(columns, combine(torch.from_numpy(together)).tolist(), strict=True))
+        return {pair: float(products[pair] * made["strengths"][its].max()) for pair, its in columns.items()}
+    if not columns:
+        return {}
+    together = torch.stack([made["carried"][:, its].sum(dim=1) for its in columns.values()], dim=1)
+    return dict(zip(columns, combine(together).tolist(), strict=True))
