@@ -1,6 +1,6 @@
 """Scores of edges between heads against exact path patching, on SmolLM2 (docs/results.md).
 
-python bench/edges.py ioi,greater-than,induction [--heads 50] [--pairs 6] [--proposing 16] [--apart]
+python bench/edges.py ioi,greater-than,induction [--heads 50] [--pairs 6] [--proposing 16] [--apart] [--seed 0]
 
 The truth: path effects (query, key and value changed together, or ``--apart``) of every two of the heads of largest
 causal effect that lie in different layers, the 50 of largest |mean| counting as edges. Scores are made from other
@@ -27,23 +27,23 @@ from truth_files import path_truth
 N_EDGES = 50
 
 
-def main(task_ids: list[str], n_heads: int, n_pairs: int, n_proposing: int, apart: bool) -> None:
+def main(task_ids: list[str], n_heads: int, n_pairs: int, n_proposing: int, apart: bool, seed: int) -> None:
     """Print AUC and AP of every way of scoring pairs, task by task, and their means."""
     model = load_model("smollm2-135m", dtype="float32")
     found: dict[str, list[tuple[float, float]]] = {}
     for task_id in task_ids:
         heads, edges, exact = path_truth(model, task_id, n_heads, n_pairs, apart)
         labels = metrics.largest(exact.mean(axis=0), N_EDGES)
-        other = tokenize(tasks.get(task_id).build(model.tokenizer, n=n_proposing, seed=0), model.tokenizer)
+        other = tokenize(tasks.get(task_id).build(model.tokenizer, n=n_proposing, seed=seed), model.tokenizer)
         began = time.process_time()
         names, products = carried_edges(model, other, heads)
         took = time.process_time() - began
         composed = composed_edges(model, heads)[1]
         inputs = Inputs(model, other)
-        eap = get("eap").find(inputs, "edge", 0)
-        scores = get("attribution").find(inputs, "node", 0).head_scores
-        paper = get("paper").find(inputs, "edge", 0)
-        coded = get("contrast").find(inputs, "node", 0)
+        eap = get("eap").find(inputs, "edge", seed)
+        scores = get("attribution").find(inputs, "node", seed).head_scores
+        paper = get("paper").find(inputs, "edge", seed)
+        coded = get("contrast").find(inputs, "node", seed)
         assert eap.edges is not None
         assert coded.codes is not None
         assert paper.pair_scores is not None
@@ -99,5 +99,6 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--proposing", type=int, default=16)
     parser.add_argument("--apart", action="store_true", help="query, key and value each by itself")
+    parser.add_argument("--seed", type=int, default=0, help="of the prompts that propose, and of the methods")
     asked = parser.parse_args()
-    main(asked.tasks.split(","), asked.heads, asked.pairs, asked.proposing, asked.apart)
+    main(asked.tasks.split(","), asked.heads, asked.pairs, asked.proposing, asked.apart, asked.seed)
