@@ -11,7 +11,7 @@ import numpy as np
 
 from headcodes import Model, tasks
 from headcodes.comparison.judge import TRUTH_SEED
-from headcodes.graph import head_name
+from headcodes.interventions.carried import edges_between
 from headcodes.interventions.patch import answered, causal_truth
 from headcodes.interventions.paths import path_effects
 from headcodes.prompts.tokens import TokenPairs, tokenize
@@ -44,9 +44,7 @@ def path_truth(
     exact effects [n_pairs, n_path]: query, key and value together, or ``apart``."""
     order = np.argsort(-np.abs(head_truth(model, task_id)[0].mean(axis=0)), kind="stable")[:n_heads]
     heads = sorted(divmod(int(i), model.n_heads) for i in order)
-    edges = [(head_name(*a), head_name(*b)) for a in heads for b in heads if a[0] < b[0]]
-    if apart:
-        edges = [(source, f"{target}<{slot}>") for source, target in edges for slot in "qkv"]
+    edges = edges_between(model, heads, apart)
     chosen, clean_ld, corrupt_ld, *_ = answered(model, others(model, task_id), n_pairs)
     rows = []
     for index in range(n_pairs):

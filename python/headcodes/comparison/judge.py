@@ -19,7 +19,7 @@ from headcodes.evaluation.faithfulness import curve
 from headcodes.evaluation.paths import path_truth
 from headcodes.files import atomic_write, checksum
 from headcodes.graph import Edges
-from headcodes.interventions.patch import causal_truth, n_of_largest_effect
+from headcodes.interventions.patch import N_LARGEST, causal_truth, n_of_largest_effect
 from headcodes.interventions.reads import graph_of
 from headcodes.models import planted
 from headcodes.prompts.tokens import TokenPairs, tokenize
@@ -96,10 +96,11 @@ def make_judge(
             inside[number[source], number[receiver]] = (source, receiver) in confirmed
         masks = [inside, known_pairs]
     name = f"causal, {len(truth.effects)} pairs"
-    if top is None and n_largest < 20:
+    if top is None and n_largest < N_LARGEST:
         name += f", {n_largest} heads"
         warnings.warn(
-            f"the truth is the {n_largest} heads of largest effect, half of those of {model.name}, in place of 20",
+            f"the truth is the {n_largest} heads of largest effect, half of those of {model.name},"
+            f" in place of {N_LARGEST}",
             HeadcodesWarning,
             stacklevel=2,
         )

@@ -62,12 +62,15 @@ def run_quality(
         tasks.get(task)
     worker = Worker(budget_s)
     rows: list[Row] = []
-    with_paths = shared.get("level") == "edge"
-    judge = partial(
-        make_judge, top=top, n_pairs=truth_pairs, with_faithfulness=with_faithfulness, with_paths=with_paths
-    )
     for task in task_ids:
-        make = partial(judge, task=task)
+        make = partial(
+            make_judge,
+            task=task,
+            top=top,
+            n_pairs=truth_pairs,
+            with_faithfulness=with_faithfulness,
+            with_paths=shared.get("level") == "edge",
+        )
         for row in judged_cells((model, revision), task, method_ids, seeds, shared, make, out, worker, budget_s):
             rows.append(row)
             report(row)

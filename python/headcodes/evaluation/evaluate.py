@@ -16,7 +16,7 @@ from headcodes.evaluation.faithfulness import Ablation, curve, faithfulness
 from headcodes.evaluation.paths import judge_paths
 from headcodes.evaluation.record import Evaluation
 from headcodes.graph import Edges, GroundTruth, parse_head, split_slot
-from headcodes.interventions.patch import CausalTruth, answered, causal_truth, n_of_largest_effect
+from headcodes.interventions.patch import N_LARGEST, CausalTruth, answered, causal_truth, n_of_largest_effect
 from headcodes.interventions.reads import graph_of
 
 if TYPE_CHECKING:
@@ -99,8 +99,10 @@ def evaluate_circuit(
         membership = _membership(circuit.head_mask[real], labels[real])
         if isinstance(judge, CausalTruth):
             together = _components(circuit, judge, n_largest)
-            if top is None and n_largest < 20:
-                notes.append(f"the truth is the {n_largest} heads of largest effect, half of all, in place of 20")
+            if top is None and n_largest < N_LARGEST:
+                notes.append(
+                    f"the truth is the {n_largest} heads of largest effect, half of all, in place of {N_LARGEST}"
+                )
         if isinstance(judge, GroundTruth) and model is not None and circuit.model != judge.model:
             notes.append(
                 f"the truth {judge.name} is about {judge.model}, the circuit about {circuit.model or 'unknown'}"

@@ -310,8 +310,7 @@ def curve(
     # No head and all heads are the same in every order: a fifth of these circuits are others of them again.
     unlike, back = np.unique(kept, axis=0, return_inverse=True)
     found = behaviour(model, tokens, unlike, ablation=ablation)
-    columns = [0, 1, *(2 + back.ravel())]
-    f = normalised(found.logit_diff[:, columns], empty=2)[3:].reshape(len(orders) + 1, len(steps))
+    f = normalised(found.logit_diff[:, [0, 1, *(2 + back.ravel())]], empty=2)[3:].reshape(len(orders) + 1, len(steps))
     random = f[1:-1]
     return FaithfulnessCurve(
         sizes=steps,

@@ -11,7 +11,8 @@ import torch
 from headcodes import metrics
 from headcodes.activations.cache import kept
 from headcodes.files import checksum
-from headcodes.graph import head_name, split_slot
+from headcodes.graph import split_slot
+from headcodes.interventions.carried import edges_between
 from headcodes.interventions.patch import answered
 from headcodes.interventions.paths import PathEffects, path_effects
 
@@ -49,10 +50,7 @@ def path_truth(
     Raises:
         HeadcodesError: as ``path_effects``.
     """
-    ordered = sorted(heads)
-    edges = [(head_name(*a), head_name(*b)) for a in ordered for b in ordered if a[0] < b[0]]
-    if apart:
-        edges = [(source, f"{receiver}<{slot}>") for source, receiver in edges for slot in "qkv"]
+    edges = edges_between(model, heads, apart)
     chosen, clean_ld, corrupt_ld, *_ = answered(model, tokens, pairs)
     what = f"paths {checksum(json.dumps(edges).encode())}"
     rows, engines = [], []

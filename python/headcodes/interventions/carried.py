@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from headcodes.errors import HeadcodesError
-from headcodes.graph import check_heads, head_name
+from headcodes.graph import check_heads, head_name, split_slot
 from headcodes.interventions.edits import EditPlan
 from headcodes.interventions.gradients import arrived, with_gradients
 from headcodes.interventions.runs import batches, ready, require_equal_lengths
@@ -83,13 +83,14 @@ def carried_edges(
     return _named(edges), scores
 
 
-def edges_between(model: Model, heads: Sequence[tuple[int, int]]) -> list[tuple[str, str]]:
-    """Return all edges from one of ``heads`` to what a later one of them reads, query, key and value apart.
+def edges_between(model: Model, heads: Sequence[tuple[int, int]], apart: bool = True) -> list[tuple[str, str]]:
+    """Return all edges from one of ``heads`` to what a later one of them reads: query, key and value apart, or as one.
 
     Raises:
         HeadcodesError: a head that the model does not have.
     """
-    return _named(_edges(model, heads))
+    edges = _named(_edges(model, heads))
+    return edges if apart else list(dict.fromkeys((sender, split_slot(receiver)[0]) for sender, receiver in edges))
 
 
 @torch.no_grad()

@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 _VERSION = 2
 
 
+# So many heads of largest effect are a causal truth's circuit, unless told.
+N_LARGEST = 20
+
+
 @dataclass(frozen=True)
 class CausalTruth:
     """Exact effects of patching every part of a model on one task.
@@ -87,7 +91,7 @@ class CausalTruth:
         """Effect of every head on every pair, heads layer-major."""
         return self.effects[:, : self.n_layers * self.n_heads]
 
-    def labels(self, top: int = 20) -> Bool[np.ndarray, "n_layers n_heads"]:
+    def labels(self, top: int = N_LARGEST) -> Bool[np.ndarray, "n_layers n_heads"]:
         """True for the ``top`` heads of largest |mean effect|."""
         return metrics.largest(self.head_effects, top)
 
@@ -98,9 +102,9 @@ class CausalTruth:
 
 
 def n_of_largest_effect(top: int | None, n_heads: int) -> int:
-    """Return how many of a model's heads a causal truth takes for the circuit: ``top``; where it is None 20, but no
-    more than half."""
-    return max(1, min(20, n_heads // 2)) if top is None else top
+    """Return how many of a model's heads a causal truth takes for the circuit: ``top``; where it is None
+    ``N_LARGEST``, but no more than half."""
+    return max(1, min(N_LARGEST, n_heads // 2)) if top is None else top
 
 
 class _Patches(EditPlan):
