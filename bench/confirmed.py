@@ -16,10 +16,10 @@ import numpy as np
 from headcodes import Model, load_model, methods, metrics, tasks
 from headcodes.comparison.rows import half_width
 from headcodes.evaluation.confirm import (
+    combined_scores,
     confirm_edges,
     confirm_heads,
     edge_rows,
-    expected_effects,
     n_held_out,
     on_held_out,
 )
@@ -77,8 +77,8 @@ def main(task_ids: list[str], seeds: list[int], only: str | None) -> None:
                     found = methods.get(name).find(inputs, seed=seed)
                 by_method.setdefault(name, []).append(both(found.head_scores, truth.labels))
             if only != "scores":
-                expected = confirm(model, tokens, seed, truth, took)
-                by_method.setdefault("with exact effects", []).append(both(expected, truth.labels))
+                combined = confirm(model, tokens, seed, truth, took)
+                by_method.setdefault("with exact effects", []).append(both(combined, truth.labels))
         for name, rows in by_method.items():
             ranked.setdefault(name, []).append(rows)
             print(f"  {name:<20} {with_interval(rows)}", flush=True)
@@ -88,7 +88,7 @@ def main(task_ids: list[str], seeds: list[int], only: str | None) -> None:
 
 
 def confirm(model: Model, tokens: TokenPairs, seed: int, truth: Truth, took: dict[str, float]) -> np.ndarray:
-    """Propose, patch and judge; print what came of it, and return |effect| to be expected of every head."""
+    """Propose, patch and judge; print what came of it, and return the sizes of circuit.json's scores of heads."""
     inputs = Inputs(model, tokens, held_out=n_held_out(N_PAIRS))
     with timed(took, "capture"):
         _ = inputs.task_check
@@ -120,8 +120,8 @@ def confirm(model: Model, tokens: TokenPairs, seed: int, truth: Truth, took: dic
     if held is not None:
         print("    " + ", ".join(f"{what} {value:.2f}" for what, value in held.items() if value is not None))
     print("    seconds " + ", ".join(f"{what} {seconds:.1f}" for what, seconds in took.items()), flush=True)
-    expected: np.ndarray = np.abs(expected_effects(found, checked))
-    return expected
+    combined: np.ndarray = np.abs(combined_scores(found, checked))
+    return combined
 
 
 @contextmanager

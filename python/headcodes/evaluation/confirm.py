@@ -137,21 +137,26 @@ def confirm_edges(
     return path_effects(model, chosen, best, known=known, seed=seed, prepared=prepared)
 
 
-def expected_effects(findings: Findings, verification: Verification) -> Float[np.ndarray, " n_part"]:
-    """Return the effect on other prompts, in logits, to be expected of each of ``findings.parts``.
+def combined_scores(findings: Findings, verification: Verification) -> Float[np.ndarray, " n_part"]:
+    """Return how much each of ``findings.parts`` matters, in logits and signed, from exact effects and the proposal.
 
-    Of patched ones their estimates; of the others what the proposal says, scaled by least squares to the estimates of
-    those that were patched and not confirmed: the others are more like these than like the confirmed ones.
+    The proposal is scaled by least squares to the sizes of the exact effects of parts that were patched and not
+    confirmed (of all that were patched, where these have none): parts that were not reached, whose scores are the
+    scaled proposal, are more like these. A patched part's size is the plain mean of its exact effect's and of the
+    scaled proposal, where the proposal was made from gradients (together they rank parts on other prompts better than
+    either, docs/results.md); else its exact effect's.
     """
     scores: Float[np.ndarray, " n_part"] = findings.part_scores.copy()
     place = {part: i for i, part in enumerate(findings.parts)}
     index = [place[part] for part in verification.heads]
-    quiet = ~np.isin(index, [place[part] for part in verification.confirmed()])
-    quiet |= not quiet.any()
-    foretold, expected = scores[index][quiet], verification.expected
-    square = float(foretold @ foretold)
-    scores *= abs(float(expected[quiet] @ foretold)) / square if square > 0 else 0.0
-    scores[index] = expected
+    exact, foretold = np.abs(verification.mean), np.abs(scores[index])
+    fitted = ~np.isin(index, [place[part] for part in verification.confirmed()])
+    fitted |= not exact[fitted] @ foretold[fitted] > 0
+    square = float(foretold[fitted] @ foretold[fitted])
+    slope = float(exact[fitted] @ foretold[fitted]) / square if square > 0 else 0.0
+    scores *= slope
+    sizes = (exact + slope * foretold) / 2 if findings.by_gradients else exact
+    scores[index] = np.where(verification.mean < 0, -sizes, sizes)
     return scores
 
 
@@ -239,7 +244,7 @@ def confirmed_circuit(
 ) -> Circuit:
     """Return the circuit of confirmed parts and paths, largest effect first; ``about`` are further fields of it.
 
-    Every part's score is what its effect is expected to be, exact where it was patched (``expected_effects``).
+    Scores of parts are ``combined_scores``; exact effects and estimates are in ``effects``.
     """
     n_layers, n_heads = findings.head_scores.shape
     names = [part_name(*part) for part in findings.parts]
@@ -251,7 +256,7 @@ def confirmed_circuit(
         nodes=tuple(row["head"] for row in rows if row["confirmed"]),
         edges=tuple((row["from"], row["to"]) for row in edges if row["confirmed"]),
         edge_scores={(row["from"], row["to"]): row["effect"] for row in edges},
-        node_scores=dict(zip(names, expected_effects(findings, verification).tolist(), strict=True)),
+        node_scores=dict(zip(names, combined_scores(findings, verification).tolist(), strict=True)),
         effects={row["head"]: row for row in rows} | {f"{row['from']}->{row['to']}": row for row in edges},
         **about,
     )

@@ -15,12 +15,12 @@ from scipy.stats import t
 import headcodes
 from headcodes.circuit.circuit import Circuit
 from headcodes.errors import HeadcodesWarning
-from headcodes.evaluation.confirm import confirm_heads, confirmation, edge_rows, on_held_out
+from headcodes.evaluation.confirm import combined_scores, confirm_heads, confirmation, edge_rows, on_held_out
 from headcodes.evaluation.faithfulness import behaviour
 from headcodes.graph import head_name, parse_head, split_slot
 from headcodes.interventions import verify as verify_module
 from headcodes.interventions.paths import PathEffects
-from headcodes.interventions.verify import confirmed, in_order, shrunk
+from headcodes.interventions.verify import Verification, confirmed, in_order, shrunk
 from headcodes.methods.findings import Findings
 from headcodes.methods.inputs import Inputs
 from headcodes.models import planted
@@ -141,6 +141,34 @@ def test_estimates_lie_nearer_the_truth_than_exact_means_of_few_prompts() -> Non
     # A proposal that says nothing, and prompts that all agree, leave the exact means as they are.
     same = np.tile(truth, (6, 1))
     np.testing.assert_allclose(shrunk(same, draw.normal(size=30), signed=True)[0], truth)
+
+
+@pytest.mark.parametrize("by_gradients", [True, False])
+def test_scores_of_a_circuit_are_exact_effects_and_scaled_proposals_together(by_gradients: bool) -> None:
+    proposed = np.array([[4.0, 2.0, 0.5], [0.4, 0.2, 0.1]])
+    signed = np.array([[3.0, -1.0, 0.5], [-0.4, 0.2, -0.1]])
+    findings = Findings(head_scores=proposed, signed=signed, by_gradients=by_gradients)
+    heads: list[Any] = [(0, 0), (0, 1), (0, 2), (1, 0)]
+    effects = np.array([[2.0, -0.8, 0.0, -0.02], [2.2, -0.6, 0.1, -0.06], [1.8, -0.7, -0.04, -0.04]])
+    means = np.array([2.0, -0.7, 0.02, -0.04])
+    half = np.array([0.2, 0.1, 0.1, 0.03])
+    found = Verification(heads, effects, means, means - half, means + half, np.full(3, 4.0), np.zeros(3), 3, 3)
+    assert found.confirmed() == [(0, 0), (0, 1)]
+    # The other two patched heads: logits a unit of the proposal, through the origin.
+    slope = (0.02 * 0.5 + 0.04 * 0.4) / (0.5**2 + 0.4**2)
+    unreached = [0.2 * slope, -0.1 * slope]
+    exact = [2.0, -0.7, 0.02, -0.04]
+    both = [(2 + 4 * slope) / 2, -(0.7 + 2 * slope) / 2, (0.02 + 0.5 * slope) / 2, -(0.04 + 0.4 * slope) / 2]
+    np.testing.assert_allclose(combined_scores(findings, found), (both if by_gradients else exact) + unreached)
+
+
+def test_a_proposal_is_scaled_to_all_that_was_patched_where_the_rest_has_no_effect() -> None:
+    findings = Findings(head_scores=np.array([[4.0, 2.0], [1e-9, 0.0]]), by_gradients=True)
+    means = np.array([2.0, 1.0, 0.0])
+    heads: list[Any] = [(0, 0), (0, 1), (1, 0)]
+    found = Verification(heads, np.tile(means, (3, 1)), means, means, means, np.full(3, 4.0), np.zeros(3), 3, 3)
+    assert found.confirmed() == [(0, 0), (0, 1)]
+    np.testing.assert_allclose(combined_scores(findings, found), [2, 1, 0, 0], atol=1e-9)
 
 
 def test_a_path_is_confirmed_from_a_hundredth_of_the_logit_difference_on() -> None:
