@@ -46,6 +46,12 @@ def test_planted_models_stay_exact_where_bfloat16_is_the_default(run: Run, monke
         assert (status, json.loads(out)["dtype"]) == (0, dtype), err
 
 
+def test_a_planted_model_is_asked_for_its_own_task(run: Run) -> None:
+    for name in ("planted-ioi", "planted-induction-48"):
+        status, out, err = run("discover", "--model", name, "--n-prompts", "6", "--method", "act-norm", "--json")
+        assert (status, json.loads(out)["task"]) == (0, name.split("-")[1]), err
+
+
 def test_a_second_run_opens_no_model_and_says_the_same(
     run: Run, folder: Path, prompt_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,9 @@ def discover(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Hub name, local folder, .gguf file, or smollm2-135m.")] = Settings.model,
     revision: options.Revision = None,
-    task: Annotated[str | None, typer.Option(help="A built-in task (headcodes tasks).  [default: ioi]")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="A built-in task (headcodes tasks).  [default: ioi; of a planted model, its own]")
+    ] = None,
     negative: Annotated[str | None, typer.Option(help="Which of the task's negatives; its first by default.")] = None,
     prompts: Prompts = None,
     whole_answers: WholeAnswers = False,
@@ -78,6 +80,7 @@ def discover(
     from headcodes.cli.table import table
     from headcodes.methods.inputs import Inputs
     from headcodes.methods.request import check_request
+    from headcodes.models import planted
     from headcodes.models.asked import ask_as, whole_answer_differences
     from headcodes.models.devices import choose_device, choose_dtype, torch_threads
     from headcodes.models.load import load_model
@@ -94,7 +97,9 @@ def discover(
     check_request(method, fdr, heads, of_method, metric, positions, components, stable)
     wanted = Asked(prompts, settings_of(context, n_train=n_train), positions)
     pairs = wanted.read()
-    chosen = tasks.get(task or "ioi")
+    if task is None:
+        task = planted.read_name(model)[0] if planted.is_planted(model) else "ioi"
+    chosen = tasks.get(task)
     if out is not None:
         check_run_folder(out, inputs=[prompts, model])
     imported = time.perf_counter()
