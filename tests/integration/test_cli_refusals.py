@@ -121,6 +121,24 @@ def test_a_run_is_written_over_nothing_but_a_run(run: Run, folder: Path, prompt_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "out", "theirs"]
 
 
+def test_runs_and_stores_have_folders_apart(run: Run, tmp_path: Path) -> None:
+    one, store = tmp_path / "run", tmp_path / "store"
+    asked = ("--n-prompts", "4", "--method", "act-norm")
+    discover = ("discover", "--model", "planted-ioi", *asked, "--out")
+    scan = ("scan", "--models", "planted-ioi", *asked[:2], "--methods", "act-norm", "--store")
+    assert (run(*discover, one)[0], run(*scan, store)[0]) == (0, 0)
+    for place in (one, store):
+        (tmp_path / f"link-{place.name}").symlink_to(place)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (store / "arrays" / "empty").mkdir()
+    for place in (one, one / "sae", one / "new", tmp_path / "link-run"):
+        refused(run(*scan, place))
+    for place in (store, store / "cells", store / "cells" / "new", store / "arrays" / "empty", tmp_path / "link-store"):
+        refused(run(*discover, place))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert (run(*discover, one, "--seed", "1")[0], run(*scan, store, "--seeds", "0-1")[0]) == (0, 0)
+
+
 @pytest.mark.parametrize("verb", ["discover", "scan", "evaluate", "export", "report"])
 def test_outputs_that_cannot_be_are_refused_before_the_work(
     run: Run, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch

@@ -64,6 +64,7 @@ def run() -> None:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")  # not every terminal has every letter of a prompt
+        _check_working_folder()
         app()
     except HeadcodesError as error:
         _complain(str(error), 2, error)
@@ -80,6 +81,20 @@ def run() -> None:
         _complain(f"{text} (HEADCODES_DEBUG=1 shows where; please report it)", 1, error)
     finally:
         _flush()
+
+
+def _check_working_folder() -> None:
+    """Refuse a working folder that was removed, before libraries that end the process over it are loaded.
+
+    Raises:
+        HeadcodesError: see above.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise HeadcodesError(
+            "the working folder must be there", f"one that is not: {reason_of(error)}", "Change to another (cd)."
+        ) from error
 
 
 def _flush() -> None:

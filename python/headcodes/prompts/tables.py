@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from headcodes.errors import HeadcodesError, missing_package
-from headcodes.files import MAX_BYTES, read_json, read_text, reading, regular
+from headcodes.files import read_json, read_text, reading, regular
 from headcodes.prompts.rows import RowError
 from headcodes.settings import MOST_PROMPTS, check_names
 
@@ -124,31 +124,19 @@ def _csv(path: Path) -> list[Row]:
 
 
 def _parquet(path: Path) -> list[Row]:
-    import pyarrow.parquet
+    from headcodes.store.parquet import read_table
 
-    table: list[Any] = []
-    n_bytes = 0
-    with reading("a prompt file (Parquet) must be whole", path, "Check the file."):
-        file = pyarrow.parquet.ParquetFile(regular(path), page_checksum_verification=True)
-        for column in file.schema_arrow:
-            # Of text that a file has once, every cell would be a copy, and nobody can say how many there are.
-            if pyarrow.types.is_nested(column.type) and "dictionary<" in str(column.type):
-                raise ValueError(f"column {column.name!r:.80} has categories inside lists")
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        # A text that stands once in a file can be the cell of every row: rows are unpacked few enough at a time.
-        longest = max((group.total_byte_size for group in groups), default=0)
-        for batch in file.iter_batches(batch_size=max(1, min(1024, MAX_BYTES // max(longest, 1)))):
-            rows = batch.to_pylist()
-            texts = sum(len(cell) for row in rows for cell in row.values() if isinstance(cell, str))
-            n_bytes += max(batch.nbytes, texts)
-            if n_bytes > MAX_BYTES or len(table) + len(rows) > MOST_PROMPTS:
-                raise HeadcodesError(
-                    f"a prompt file must have at most {MOST_PROMPTS:,} rows, of {MAX_BYTES:,} bytes unpacked",
-                    f"{path} of more",
-                    "Take fewer rows.",
-                )
-            table += rows
-    return [(f"row {index} of {path}", row) for index, row in enumerate(table)]
+    mend = "Check the file; pyarrow and pandas write such ones, or take CSV or JSON lines."
+    with reading("a prompt file (Parquet) must be whole, and within limits", path, mend):
+        table = read_table(regular(path))
+        if table.num_rows > MOST_PROMPTS:
+            raise ValueError(f"{table.num_rows:,} rows, where {MOST_PROMPTS:,} are the most")
+        names = table.column_names
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"column {twice[0]!r:.80} twice")
+        rows = table.to_pylist()
+    return [(f"row {index} of {path}", row) for index, row in enumerate(rows)]
 
 
 def _data_set(source: str) -> list[Row]:

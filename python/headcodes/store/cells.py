@@ -26,6 +26,8 @@ from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.files import atomic_write, checksum, reading, regular, sweep
 from headcodes.settings import SETTINGS
 from headcodes.store import packs
+from headcodes.store.folders import check_store_folder
+from headcodes.store.parquet import read_table
 
 # What reading a damaged file may raise.
 DAMAGE = (OSError, ValueError, KeyError, pa.ArrowException)
@@ -82,10 +84,11 @@ class Store:
     """A folder of finished cells, to be written to.
 
     Raises:
-        HeadcodesError: the folder cannot be made or written.
+        HeadcodesError: the folder cannot be made or written, or is that of a run.
     """
 
     def __init__(self, folder: Path | str) -> None:
+        check_store_folder(folder)
         self.folder = Path(folder)
         self.cells = self.folder / "cells"
         self.arrays = self.folder / "arrays"
@@ -221,23 +224,11 @@ def _seal(table: pa.Table) -> bytes:
     return xxhash.xxh3_128_hexdigest(repr(table.to_pylist()).encode()).encode()
 
 
-# Of a file: a pack of cells of 60,000 heads each.
-_MOST_ROWS, _MOST_VALUES = packs.WORTH, 1 << 25
-
-
 def _read_table(path: Path) -> pa.Table:
     packs.refuse_irregular(path)
-    # Not read_table, which takes twice as long to find out that it is given one file.
-    file = pq.ParquetFile(path, page_checksum_verification=True)
-    # Where a damaged footer speaks of a column, asking for its entry would end the process; this raises instead.
-    file.scan_contents(batch_size=1 << 16)
-    about = file.metadata
-    groups = [about.row_group(i) for i in range(about.num_row_groups)]
-    n_values = sum(group.column(i).num_values for group in groups for i in range(group.num_columns))
-    if about.num_rows > _MOST_ROWS or n_values > _MOST_VALUES:
-        # Equal values take no room in a file, and much in memory.
-        raise ValueError(f"{about.num_rows:,} rows of {n_values:,} values")
-    table = file.read()
+    table = read_table(path)
+    if table.num_rows > packs.WORTH:
+        raise ValueError(f"{table.num_rows:,} rows, where {packs.WORTH} are the most")
     if not packs.is_pack(path) and (table.num_rows != 1 or table.column("identity")[0].as_py() != path.stem):
         raise ValueError("it holds no row of its own name")
     seal = (table.schema.metadata or {}).get(_SEAL)

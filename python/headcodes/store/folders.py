@@ -6,7 +6,7 @@ import ctypes
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,9 +30,10 @@ def check_run_folder(folder: Path | str, inputs: Iterable[Path | str | None] = (
         inputs: files that the run reads: replacing the folder would take them away.
 
     Raises:
-        HeadcodesError: it is none of these, cannot be written, or holds an input.
+        HeadcodesError: it is none of these, cannot be written, holds an input, or lies in the store of a scan.
     """
     place = Path(os.path.realpath(folder))
+    _check_apart(folder, _is_store, "the folder a run is written into must lie outside the stores of scans")
     for path in inputs:
         if path is not None and os.path.exists(path) and place in Path(os.path.realpath(path)).parents:
             raise HeadcodesError(
@@ -53,19 +54,44 @@ def check_run_folder(folder: Path | str, inputs: Iterable[Path | str | None] = (
             f"{folder}, which also holds {foreign[0]}",
             "Name another folder.",
         )
-    if names:
-        try:
-            known = read_json(place / "result.json", "a result", "")
-            ours = isinstance(known, dict) and {"schema", "method", "head_scores", "circuit"} <= set(known)
-        except HeadcodesError:
-            ours = False
-        if not ours:
-            raise HeadcodesError(
-                "the folder a run is written into must be new, empty or an earlier run",
-                f"{folder}, whose files no run of headcodes wrote",
-                "Name another folder.",
-            )
+    if names and not _is_run(place):
+        raise HeadcodesError(
+            "the folder a run is written into must be new, empty or an earlier run",
+            f"{folder}, whose files no run of headcodes wrote",
+            "Name another folder.",
+        )
     return place
+
+
+def check_store_folder(folder: Path | str) -> None:
+    """Refuse the store of a scan in the folder of a run: a report would show the one and not the other.
+
+    Raises:
+        HeadcodesError: the folder is that of a run, or lies in one.
+    """
+    _check_apart(folder, _is_run, "the store of a scan must lie outside the folders of runs")
+
+
+def _check_apart(folder: Path | str, is_other: Callable[[Path], bool], must: str) -> None:
+    place = Path(os.path.realpath(folder))
+    other = next((above for above in (place, *place.parents) if is_other(above)), None)
+    if other is not None:
+        got = f"{folder}, which is one" if other == place else f"{folder} in {other}, which is one"
+        raise HeadcodesError(must, got, "Name another folder.")
+
+
+def _is_store(folder: Path) -> bool:
+    return (folder / "cells").is_dir() and (folder / "arrays").is_dir()
+
+
+def _is_run(folder: Path) -> bool:
+    if not (folder / "result.json").exists():
+        return False
+    try:
+        known = read_json(folder / "result.json", "a result", "")
+    except HeadcodesError:
+        return False
+    return isinstance(known, dict) and {"schema", "method", "head_scores", "circuit"} <= set(known)
 
 
 @contextmanager

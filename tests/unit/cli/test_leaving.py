@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +54,15 @@ def test_a_stream_that_the_shell_closed_is_no_fault(closed: str) -> None:
         ["sh", "-c", f'"$0" -m headcodes.cli tasks {closed}', sys.executable], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", ["discover --model planted-ioi", "doctor", "scan --store s --dry-run", "diff a b"])
+def test_a_working_folder_that_was_removed_is_one_line(tmp_path: Path, words: str) -> None:
+    """Libraries below torch end the process over it, in words of their own."""
+    (tmp_path / "gone").mkdir()
+    script = f'cd "$1"; rmdir "$1"; exec "$0" -m headcodes.cli {words}'
+    command = ["sh", "-c", script, sys.executable, str(tmp_path / "gone")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("headcodes: the working folder must be there")
+    assert done.stderr.count("\n") == 1
