@@ -86,17 +86,17 @@ def kills(cluster: Any, most: int, in_hand: set[Cell]) -> Iterator[list[int]]:
     """Kill workers at any moment inside their cells while the body runs, none twice in a cell that stays in hand."""
     generator, over = random.Random(0), threading.Event()
     killed: list[int] = []
-    at_risk: dict[int, set[Cell]] = {}
+    at_risk: set[Cell] = set()
 
     def kill() -> None:
         # Nothing hangs on these pauses: they spread the moments.
         while len(killed) < most and not over.wait(generator.random() * 0.3):
             here = workers(*cluster.list_all_nodes())
             for worker in generator.sample(sorted(here), len(here)):
-                node = here[worker]
-                if not at_risk.get(node, set()) & in_hand and kill_inside(worker):
+                # A cell whose worker was killed may begin again on the other node: no node is safe before it is done.
+                if not at_risk & in_hand and kill_inside(worker):
                     killed.append(worker)
-                    at_risk[node] = set(in_hand)  # one of these is the cell, whichever
+                    at_risk.update(in_hand)  # one of these is the cell, whichever
                     break
 
     killer = threading.Thread(target=kill)
