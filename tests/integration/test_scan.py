@@ -18,6 +18,7 @@ from headcodes.scan import load_store, scan
 from headcodes.scan.ahead import weight_files
 from headcodes.scan.estimate import estimate
 from headcodes.scan.run import survey
+from headcodes.store.cells import Store
 from scan_command import PLANTED, planted_plan
 from scan_plan import results
 
@@ -217,6 +218,15 @@ def test_an_estimate_comes_from_what_was_measured(undisturbed: Path, folder: Pat
     weights = (folder / "model.safetensors").stat().st_size
     assert weight_files(jobs[0][1]) == [folder / "model.safetensors"]
     assert guessed.memory_bytes == weights + (1 << 30)
+
+
+@pytest.mark.parametrize("times", [None, [], [("total", 1.5)], [("load", None), ("capture", 1.0), ("total", 1.5)]])
+def test_rows_that_lack_a_time_are_not_estimated_from(undisturbed: Path, tmp_path: Path, times: Any) -> None:
+    jobs = survey(planted_plan(seeds="5-8"), undisturbed).jobs
+    store = Store(tmp_path / "store")
+    for row in load_store(undisturbed).to_pylist():
+        store.write(row | {"timings_s": times, "arrays_sha256": None}, {})
+    assert estimate(jobs, store.folder).measured == 0
 
 
 def test_bad_options_are_one_message(tmp_path: Path, run_scan: Any) -> None:

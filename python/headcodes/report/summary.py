@@ -186,10 +186,17 @@ def _seeds_of(run: RunRecord) -> dict[str, Any] | None:
 
 
 def _agreement(scores: Mapping[int, np.ndarray], chosen: Sequence[set[str]]) -> dict[str, Any]:
-    overlaps = [len(a & b) / max(1, len(a | b)) for i, a in enumerate(chosen) for b in chosen[i + 1 :]]
+    names = sorted(set().union(*chosen))
+    holds = np.array([[name in its for name in names] for its in chosen], np.float32)
+    sizes = holds.sum(axis=1)
+    overlap = 0.0  # added up over pairs, a row of them at a time: a store has thousands of seeds
+    for i in range(len(chosen)):
+        shared = holds[i + 1 :] @ holds[i]
+        overlap += float((shared / np.maximum(1, sizes[i] + sizes[i + 1 :] - shared)).sum(dtype=np.float64))
+    n_pairs = len(chosen) * (len(chosen) - 1) // 2
     return {
         "seeds": sorted(scores),
-        "agreement": float(np.mean(overlaps)) if overlaps else 1.0,
+        "agreement": overlap / n_pairs if n_pairs else 1.0,
         "figure": curve_figures.seeds_figure(scores),
     }
 

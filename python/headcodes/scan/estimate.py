@@ -118,9 +118,11 @@ def _measured(store: Path | str) -> dict[tuple[Any, ...], list[dict[str, float]]
         rows = load_store(store).select(columns).to_pylist()
     found: dict[tuple[Any, ...], list[dict[str, float]]] = {}
     for row in rows:
-        if row["status"] == "done":
+        times = dict(row["timings_s"] or ())
+        # A store can be anybody's: rows that lack a time tell nothing here.
+        if row["status"] == "done" and all(times.get(stage) is not None for stage in ("load", "capture", "total")):
             key = row["model"], row["task"], row["method"], row["level"], row["dtype"]
-            found.setdefault(key, []).append(dict(row["timings_s"]))
+            found.setdefault(key, []).append(times)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Cell(Settings):
 
     def identity(self) -> str:
         """Return 32 hexadecimal digits that differ as soon as settings, model, prompts, code or libraries differ."""
-        content = [asdict(self), _model_checksum(self.model, self.revision), code_checksum(), library_versions()]
+        content = [vars(self), _model_checksum(self.model, self.revision), code_checksum(), library_versions()]
         return checksum(json.dumps(content, sort_keys=True).encode())[:32]
 
     @property
