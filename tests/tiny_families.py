@@ -192,6 +192,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 # Opened like any other, and held to what they are found to do alone.
 _ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
 _ROUTED |= {"n_group": 1, "topk_group": 1}
+_LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "Nemotron": ("Nemotron", _GROUPED),
     "Starcoder 2": ("Starcoder2", _GROUPED),
@@ -207,6 +208,39 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "dots.llm1": ("Dots1", _GROUPED | _ROUTED | {"n_shared_experts": 1, "sliding_window": 16}),
     "Ministral": ("Ministral", _GROUPED | {"head_dim": 8, "sliding_window": 16}),
     "GLM-4.5": ("Glm4Moe", _GROUPED | _ROUTED | {"head_dim": 8}),
+    "Gemma": ("Gemma", _GROUPED | {"head_dim": 8}),
+    "VaultGemma": ("VaultGemma", _GROUPED | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}),
+    "NanoChat": ("NanoChat", _GROUPED),
+    "FlexOLMo": ("FlexOlmo", _GROUPED | _EXPERTS),
+    "Qwen 2 MoE": ("Qwen2Moe", _GROUPED | _EXPERTS | {"shared_expert_intermediate_size": 16}),
+    "Phi MoE": ("Phimoe", _GROUPED | _LOCAL),
+    "MiniMax M2": ("MiniMaxM2", _GROUPED | _LOCAL | {"head_dim": 8}),
+    "ERNIE 4.5, experts": ("Ernie4_5_Moe", _GROUPED | _EXPERTS | {"moe_num_experts": 4, "moe_k": 2}),
+    "Granite, experts": ("GraniteMoe", _GROUPED | _LOCAL | {"residual_multiplier": 0.22}),
+    "Llama 4": (
+        "Llama4Text",
+        _GROUPED | _LOCAL | {"head_dim": 8, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 2},
+    ),
+    "XGLM": (
+        "XGLM",
+        {"vocab_size": 97, "d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4}
+        | {"max_position_embeddings": 64, "init_std": 0.2},
+    ),
+    "BioGPT": ("BioGpt", _PLAIN),
+    "GPT": ("OpenAIGPT", _GPT),
+    "DiffLlama": ("DiffLlama", _GROUPED),
+    "BitNet": ("BitNet", _GROUPED),
+    "AFMoE": ("Afmoe", _GROUPED | _EXPERTS | {"head_dim": 8, "num_dense_layers": 1, "sliding_window": 16}),
+    "MiMo-V2": (
+        "MiMoV2Flash",
+        _GROUPED
+        | _ROUTED
+        | {"head_dim": 8, "v_head_dim": 8, "swa_head_dim": 8, "swa_v_head_dim": 8, "sliding_window": 16}
+        | {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2},
+    ),
+    "LFM3": ("Lfm3", _DEEP | {"head_dim": 8, "layer_types": ["conv", "full_attention"] * 2}),
+    "Doge": ("Doge", _GROUPED),
+    "Zaya": ("Zaya", _GROUPED | _EXPERTS | {"head_dim": 8, "num_experts_per_tok": 1}),
 }
 _LATENT = _PLAIN | _ROUTED | {"num_key_value_heads": 4, "kv_lora_rank": 8, "q_lora_rank": 12, "n_shared_experts": 1}
 _LATENT |= {"qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
@@ -247,6 +281,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "weights several layers share",
     ),
+    "Dory": ("Dory", _GROUPED | {"head_dim": 8}, "a second time"),
     "Kimi Linear": ("KimiLinear", _DEEP | {"head_dim": 8}, "multi-head latent attention"),
     "DeepSeek V2": ("DeepseekV2", _LATENT, "multi-head latent attention"),
     "DeepSeek V3": ("DeepseekV3", _LATENT, "multi-head latent attention"),
@@ -291,7 +326,8 @@ def table() -> str:
         # How far rounding goes differs from machine to machine.
         lines.append(f"| {name} | {' | '.join(re.sub(r' .to [^ ]* of the stream.', '', found[c]) for c in columns)} |")
     for name, (_, _, reason) in REFUSED.items():
-        lines.append(f"| {name} | refused: {reason} |{' |' * (len(columns) - 1)}")
+        what = {"a second time": "layers are run more than once in a pass"}.get(reason, reason)
+        lines.append(f"| {name} | refused: {what} |{' |' * (len(columns) - 1)}")
     return "\n".join(lines) + "\n"
 
 

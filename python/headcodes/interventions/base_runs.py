@@ -20,7 +20,7 @@ from headcodes.models.model import Model
 from headcodes.models.prefix_cache import cache_argument, prefix_cache
 from headcodes.models.relied import body_of, soft_capped
 from headcodes.models.slots import slot_projection
-from headcodes.models.weights import unembedding
+from headcodes.models.weights import unembedded
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -172,8 +172,8 @@ def answers_of(
 ) -> Float[Tensor, "*row token"]:
     """Return fp32 logits of a few tokens, or of all, from the last block's output, as ``Model.trace`` does."""
     assert model.final_norm is not None
-    weight, bias = unembedding(model.unembed, None if ids is None else torch.tensor(list(ids)))
-    logits = torch.nn.functional.linear(model.final_norm(hidden).float(), weight, bias)
+    chosen = None if ids is None else torch.tensor(list(ids))
+    logits = unembedded(model.unembed, model.final_norm(hidden), chosen, model.facts.plain_unembedding)
     return soft_capped(model, logits * model.facts.logit_scale)
 
 

@@ -13,7 +13,7 @@ first order is what follows the receiver alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 from headcodes.errors import HeadcodesError
 from headcodes.graph import check_heads, head_name, split_slot
 from headcodes.interventions.edits import EditPlan
-from headcodes.interventions.gradients import arrived, with_gradients
+from headcodes.interventions.gradients import arrived, refuse_without_gradient, with_gradients
 from headcodes.interventions.runs import batches, ready, require_equal_lengths
 from headcodes.interventions.walk import run_edited
 from headcodes.models.devices import brought
@@ -57,7 +57,7 @@ def carried_edges(
 
     Raises:
         HeadcodesError: prompts of unequal length; a head that the model does not have; a family whose query, key and
-            value projections are unknown; too little memory for a backward pass.
+            value projections are unknown; ``refuse_without_gradient``, before anything is run.
     """
     require_equal_lengths(tokens, "carrying changes along edges")
     edges = _edges(model, heads)
@@ -66,20 +66,20 @@ def carried_edges(
         return [], scores
     layers = sorted({receiver[0] for _, receiver, _ in edges})
     rows = sorted({(sender, slot) for sender, _, slot in edges})
+    refuse_without_gradient(model, tokens)
     try:
-        gradients = _gradients(model, tokens, layers)
+        with progress("scoring edges", total=len(tokens)) as advance:
+            for index, own in _gradients(model, tokens, layers):
+                found: dict[tuple[tuple[int, int], str, int], Tensor] = {}
+                plan = _Carried(rows, own, found)
+                run_edited(model, tokens.subset([index]), plan, done=lambda _indices, _logits: None, prepared=prepared)
+                by_row = dict(zip(found, brought(list(found.values())).numpy(), strict=True))
+                scores[index] = [by_row[sender, slot, layer][head] for sender, (layer, head), slot in edges]
+                advance(1)
     except torch.OutOfMemoryError as error:
         raise HeadcodesError(
             "edges are proposed by a backward pass, which must fit", f"too little on {model.device}", "Free memory."
         ) from error
-    with progress("scoring edges", total=len(tokens)) as advance:
-        for index, own in enumerate(gradients):
-            found: dict[tuple[tuple[int, int], str, int], Tensor] = {}
-            plan = _Carried(rows, own, found)
-            run_edited(model, tokens.subset([index]), plan, done=lambda _indices, _logits: None, prepared=prepared)
-            by_row = dict(zip(found, brought(list(found.values())).numpy(), strict=True))
-            scores[index] = [by_row[sender, slot, layer][head] for sender, (layer, head), slot in edges]
-            advance(1)
     return _named(edges), scores
 
 
@@ -137,18 +137,20 @@ def _named(edges: Sequence[_Edge]) -> list[tuple[str, str]]:
 
 def _gradients(
     model: Model, tokens: TokenPairs, layers: Sequence[int]
-) -> list[dict[int, Float[Tensor, "seq head d_head"]]]:
-    """Return the gradient of each pair's clean logit difference at the heads' results of some layers."""
-    found: list[dict[int, Tensor]] = [{} for _ in range(len(tokens))]
-    with ready(model):
-        for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
+) -> Iterator[tuple[int, dict[int, Float[Tensor, "seq head d_head"]]]]:
+    """Yield each pair's number and the gradient of its clean logit difference at the heads' results of some layers,
+    a batch's at a time."""
+    for batch in batches(tokens, node_bytes_per_token(model), graph_bytes(model.device)):
+        with ready(model):
             by_place = with_gradients(model, batch, "logit-diff")[1]
-            gradients = arrived(model, by_place, [("z", layer) for layer in layers])
-            for place, row in enumerate(batch.rows):
-                length = int(batch.last[place]) + 1
-                for layer, gradient in zip(layers, gradients, strict=True):
-                    found[row][layer] = gradient[place, :length].unflatten(-1, (model.n_heads, -1)).float()
-    return found
+        gradients = arrived(model, by_place, [("z", layer) for layer in layers])
+        del by_place
+        for place, row in enumerate(batch.rows):
+            own = [gradient[place, : int(batch.last[place]) + 1] for gradient in gradients]
+            yield (
+                row,
+                {layer: z.unflatten(-1, (model.n_heads, -1)).float() for layer, z in zip(layers, own, strict=True)},
+            )
 
 
 class _Carried(EditPlan):

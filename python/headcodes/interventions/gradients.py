@@ -25,7 +25,13 @@ from headcodes.interventions.runs import (
 )
 from headcodes.models.devices import free_bytes
 from headcodes.models.hooks import edit_input, edit_output, first_of
-from headcodes.models.memory import graph_bytes, kept_bytes_per_token, node_bytes_per_token, pattern_bytes
+from headcodes.models.memory import (
+    graph_bytes,
+    kept_bytes_per_token,
+    kept_pattern_bytes,
+    node_bytes_per_token,
+    pattern_bytes,
+)
 from headcodes.models.relied import passes_keys_on
 from headcodes.models.weights import is_bridge
 
@@ -43,21 +49,28 @@ class GradientError(HeadcodesError):
     @classmethod
     def because(cls, reason: str) -> GradientError:
         """Return the error whose reason is this clause."""
-        return cls("a method with a backward pass must have gradients", reason, "Use --method contrast: it takes none.")
+        return cls(
+            "a method with a backward pass must have gradients",
+            reason,
+            "Use shorter prompts, or --method contrast: it takes none.",
+        )
 
 
 def backward_bytes(model: Model, n_tokens: int) -> int:
     """Return what a backward pass over one pair of prompts of so many tokens takes at most, beside the weights."""
     if not _by_layer(model, n_tokens):
-        return node_bytes_per_token(model) * n_tokens
+        return node_bytes_per_token(model) * n_tokens + kept_pattern_bytes(model, n_tokens)
     return kept_bytes_per_token(model) * n_tokens + pattern_bytes(model, n_tokens)
 
 
-def refuse_without_gradient(model: Model, tokens: TokenPairs, whole_bytes_per_token: int | None = None) -> None:
+def refuse_without_gradient(
+    model: Model, tokens: TokenPairs, whole_bytes_per_token: int | None = None, beside_bytes_per_token: int = 0
+) -> None:
     """Refuse a model that no gradient goes through, or whose backward pass over one pair does not fit.
 
     Args:
         whole_bytes_per_token: of what keeps the graph of all layers at a time; None: it may be made a layer at a time.
+        beside_bytes_per_token: of what else is held.
 
     Raises:
         GradientError: weights are no floats, or memory does not do. Offloaded weights, which a graph holds until it is
@@ -70,10 +83,13 @@ def refuse_without_gradient(model: Model, tokens: TokenPairs, whole_bytes_per_to
         raise GradientError.because("some of the weights are offloaded, and the graph of all layers would hold them")
     needed, free = backward_bytes(model, longest), free_bytes(model.device)
     if whole_bytes_per_token is not None:
-        needed = whole_bytes_per_token * longest
+        needed = whole_bytes_per_token * longest + kept_pattern_bytes(model, longest)
+    needed += beside_bytes_per_token * longest
     if needed > free:
+        by_layer = " (at node level less is needed, a layer at a time)" if whole_bytes_per_token is not None else ""
         raise GradientError.because(
-            f"one pair's backward pass takes about {needed >> 20} MiB, and {free >> 20} MiB are free"
+            f"the backward pass over a pair of {longest} tokens takes about {needed >> 20} MiB{by_layer}, and "
+            f"{free >> 20} MiB are free"
         )
 
 

@@ -14,7 +14,7 @@ from headcodes.methods.findings import Findings
 from headcodes.methods.stability import ByPair, abs_mean
 from headcodes.models.devices import EachDevice, brought
 from headcodes.models.memory import graph_bytes, node_bytes_per_token
-from headcodes.models.weights import unembedding
+from headcodes.models.weights import unembedded, unembedding
 from headcodes.progress import progress
 
 if TYPE_CHECKING:
@@ -81,10 +81,19 @@ def answer_direction(
     # d logsumexp = softmax over the same answers.
     sides = (answers.right, answers.wrong)
     shares = [logits.masked_fill(~chosen.to(logits.device), -torch.inf).softmax(1) for chosen in sides]
-    vectors, _ = unembedding(model.unembed, answers.vocab)
+    weights = shares[0] - shares[1]
+    if model.facts.plain_unembedding:
+        vectors, _ = unembedding(model.unembed, answers.vocab)
+        read = weights.to(vectors.device) @ vectors
+    else:  # Linear it is all the same: its gradient is its weights.
+        with torch.enable_grad():
+            point = torch.zeros_like(final, requires_grad=True)
+            logits = unembedded(model.unembed, point, answers.vocab, False)
+            (read,) = torch.autograd.grad((weights.to(logits) * logits).sum(), point)
+        read = read.float()
     assert model.final_norm is not None
     norm = FrozenNorm.of(model.final_norm, final)
-    return norm.back((shares[0] - shares[1]).to(vectors.device) @ vectors) * model.facts.logit_scale
+    return norm.back(read) * model.facts.logit_scale
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from headcodes.interventions.runs import (
 from headcodes.methods.findings import Findings
 from headcodes.methods.stability import ByPair, abs_mean
 from headcodes.models.devices import EachDevice
-from headcodes.models.memory import graph_bytes, node_bytes_per_token
+from headcodes.models.memory import graph_bytes, node_bytes_per_token, parts_bytes_per_token
 from headcodes.progress import progress
 from headcodes.prompts.alignment import align
 from headcodes.settings import Metric
@@ -90,7 +90,8 @@ def find(name: str, inputs: Inputs, level: Level, seed: int, *, steps: int = STE
     n_groups = len(POSITION_GROUPS) + len(alignment.labels)
     totals = _Totals(model, len(tokens), edges=level == "edge", n_groups=n_groups)
     per_token = edge_bytes_per_token(model) if level == "edge" else node_bytes_per_token(model)
-    refuse_without_gradient(model, tokens, per_token if level == "edge" else None)
+    beside = parts_bytes_per_token(model) if name.startswith("eap-ig") else 0  # the clean run's, all the time
+    refuse_without_gradient(model, tokens, per_token if level == "edge" else None, beside)
     passes = {
         "eap": _clean,
         "relp": _clean,  # under the rules of methods.relp, as relp-ah

@@ -20,18 +20,30 @@ from torch import Tensor, nn
 from headcodes.errors import HeadcodesError
 from headcodes.files import atomic_write, cache_dir, checksum
 from headcodes.graph import numbered
-from headcodes.models.disturbed import CLEAN, HEADS, LENGTH, OTHER, REST, SLOT, Record, run, scored_tokens, tokens
+from headcodes.models.disturbed import (
+    CLEAN,
+    HEADS,
+    LENGTH,
+    OTHER,
+    REST,
+    SLOT,
+    Record,
+    logit_scale,
+    plain_unembedding,
+    run,
+    tokens,
+)
 from headcodes.models.facts import Facts, facts_from_json
 from headcodes.models.hooks import as_found, capture_inputs
 from headcodes.models.model import Model
 from headcodes.models.relied import attention_way
 from headcodes.models.slots import LAYOUTS, slot_projection
-from headcodes.models.weights import check_affine, is_quantised, unembedding, weights_of
+from headcodes.models.weights import check_affine, is_quantised, weights_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-_VERSION = 4
+_VERSION = 5
 # Roundings of a sum of three terms, and how far two ways of computing the same attention may differ.
 _ROUNDINGS = 8
 _SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
@@ -77,7 +89,8 @@ def _found(model: Model) -> Facts:
         model.facts,
         n_kv_heads=model.n_kv_heads,
         without_heads=model.without_heads,
-        logit_scale=_logit_scale(model, record),
+        plain_unembedding=plain_unembedding(model, record),
+        logit_scale=logit_scale(model, record),
         layout=record.layout,
         norms_over_heads=record.norms,
         slots=record.slots,
@@ -287,22 +300,6 @@ def _results(model: Model, ids: Int[Tensor, "batch seq"], **inputs: Any) -> list
     with capture_inputs(model.projections, lambda layer, x: kept.__setitem__(layer, x.cpu())):
         model.trace(ids, **inputs)
     return [kept[layer] for layer in _with_heads(model)]
-
-
-def _logit_scale(model: Model, record: Record) -> float:
-    """Find out by what the model multiplies its unembedding's result (Cohere, Granite)."""
-    if model.final_norm is None or record.final is None:
-        return 1.0
-    weight, bias = unembedding(model.unembed, scored_tokens(model))
-    # The norm may lie on another device than the unembedding that is tied to the embedding.
-    hidden = model.final_norm(record.final[:, -1]).to(weight.device).float()
-    if hidden.shape[-1] != weight.shape[-1]:
-        return 1.0
-    plain = nn.functional.linear(hidden, weight, bias).flatten()
-    scaled = record.logits.to(plain.device).flatten()
-    scale = float(plain @ scaled / (plain @ plain).clamp_min(1e-30))
-    fits = scale != 0 and float((scaled - scale * plain).norm()) <= 1e-5 * float(scaled.norm())
-    return scale if fits and abs(scale - 1) > 1e-3 else 1.0
 
 
 def _config(model: Model, name: str) -> Any:

@@ -14,6 +14,7 @@ from headcodes.errors import HeadcodesError
 from headcodes.models.hooks import edit_input, edit_output, first_of
 from headcodes.models.model import Model
 from headcodes.models.slots import Cut, norm_over_heads, slot_projection
+from headcodes.models.weights import is_bridge, unembedded
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -50,6 +51,8 @@ class Record:
         self.final: Tensor | None = None
         self.gap: int | None = None
         self.logits: Tensor = torch.empty(0)
+        # What the unembedding was given, and what it made of it for ``scored_tokens``.
+        self.unembedded: tuple[Tensor, Tensor] | None = None
 
 
 def run(model: Model, ids: Int[Tensor, " seq"], other: Int[Tensor, " seq"], *, slots: bool) -> Record:
@@ -60,11 +63,13 @@ def run(model: Model, ids: Int[Tensor, " seq"], other: Int[Tensor, " seq"], *, s
         slots: whether to disturb queries, keys and values; their projections must be known.
 
     Raises:
-        HeadcodesError: the model does not run on token ids alone, or its logits are not finite.
+        HeadcodesError: the model does not run on token ids alone, or its logits are not finite; a layer that is run
+            more than once in a pass.
     """
     record = Record()
     generator = torch.Generator().manual_seed(0)
     head = model.n_heads // 2
+    again: list[int] = []
 
     def noise(like: Tensor) -> Tensor:
         size = like.float().square().mean().sqrt()
@@ -73,6 +78,8 @@ def run(model: Model, ids: Int[Tensor, " seq"], other: Int[Tensor, " seq"], *, s
 
     def enter(layer: int) -> Callable[[Tensor], Tensor]:
         def edit(x: Tensor) -> Tensor:
+            if layer in record.entered:
+                again.append(layer)
             if layer and not torch.equal(x, record.left[layer - 1]):
                 record.gap = layer
             x = torch.cat([x[:1].expand_as(x[:OTHER]), x[OTHER:]])
@@ -158,6 +165,9 @@ def run(model: Model, ids: Int[Tensor, " seq"], other: Int[Tensor, " seq"], *, s
         record.final = x
         return x
 
+    def note_unembedded(_module: nn.Module, args: Any, output: Any) -> None:
+        record.unembedded = args[0], output[..., : len(scored_tokens(model))]
+
     with ExitStack() as hooks:
         for layer, block in enumerate(model.layers):
             record.calls[layer], record.others[layer] = [], []
@@ -184,6 +194,7 @@ def run(model: Model, ids: Int[Tensor, " seq"], other: Int[Tensor, " seq"], *, s
                 hooks.enter_context(edit_output(norm or module, slot(layer, name, cut)))
         if model.final_norm is not None:
             hooks.enter_context(edit_input(model.final_norm, note_final))
+        hooks.callback(model.unembed.register_forward_hook(note_unembedded).remove)
         last = torch.full((ROWS,), len(ids) - 1)
         try:
             rows = torch.cat([ids.expand(OTHER, -1), other[None]])
@@ -195,9 +206,39 @@ def run(model: Model, ids: Int[Tensor, " seq"], other: Int[Tensor, " seq"], *, s
             raise HeadcodesError(
                 "A model must run on token ids alone", f"{type(error).__name__}: {reason}", "Load its language part."
             ) from error
+    if again:
+        raise HeadcodesError(
+            "Every layer must be run once in a forward pass, so that its heads have one result each",
+            f"layer {again[0]} of {model.name} a second time (a looped model)",
+            "Take a model of a family in docs/models.md.",
+        )
     assert logits is not None
     record.logits = logits
     return record
+
+
+def plain_unembedding(model: Model, record: Record) -> bool:
+    """Say whether the unembedding is its weights and bias: an adapter on it, or a scale inside it, is more."""
+    if record.unembedded is None or is_bridge(model.module):
+        return True
+    hidden, own = record.unembedded
+    made = unembedded(model.unembed, hidden, scored_tokens(model), True)
+    eps = max(1e-5, 2 * torch.finfo(own.dtype).eps)
+    return float((own.to(made) - made).norm()) <= eps * float(made.norm())
+
+
+def logit_scale(model: Model, record: Record) -> float:
+    """Return by what the model multiplies its unembedding's result (Cohere, Granite)."""
+    if model.final_norm is None or record.final is None or record.unembedded is None:
+        return 1.0
+    hidden = model.final_norm(record.final[:, -1])
+    if hidden.shape[-1] != record.unembedded[0].shape[-1]:
+        return 1.0
+    plain = unembedded(model.unembed, hidden, scored_tokens(model), True).flatten()
+    scaled = record.logits.to(plain.device).flatten()
+    scale = float(plain @ scaled / (plain @ plain).clamp_min(1e-30))
+    fits = scale != 0 and float((scaled - scale * plain).norm()) <= 1e-5 * float(scaled.norm())
+    return scale if fits and abs(scale - 1) > 1e-3 else 1.0
 
 
 def scored_tokens(model: Model) -> Int[Tensor, " n_vocab"]:

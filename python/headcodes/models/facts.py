@@ -22,6 +22,8 @@ class Facts:
         attention_scale, mlp_scale: per layer, what the attention's and the MLP's output (behind a norm, where one
             follows) is multiplied by on its way into the residual stream. Empty: by one everywhere.
         logit_scale: what the unembedding's result is multiplied by (a soft cap is not counted).
+        plain_unembedding: what the unembedding puts out is the product with its weights, and its bias: no adapter, no
+            scale of its own.
         stream: why embedding, heads and MLPs do not add up to what the final norm reads; None where they do.
         slots: why a head's queries, keys and values cannot be told apart; None where they can.
         layout: where queries, keys and values lie in a layer: "separate" modules, or one module that holds three
@@ -43,6 +45,7 @@ class Facts:
     attention_scale: tuple[float, ...] = ()
     mlp_scale: tuple[float, ...] = ()
     logit_scale: float = 1.0
+    plain_unembedding: bool = True
     stream: str | None = None
     slots: str | None = None
     layout: str = "separate"

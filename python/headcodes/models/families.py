@@ -53,6 +53,11 @@ FAMILIES: tuple[Family, ...] = (
     Family("model.layers", "self_attn", "self_attn.o_proj", "feed_forward", "model.final_layernorm"),
     Family("model.layers", "self_attn", "self_attn.out_proj", "feed_forward", "model.embedding_norm"),
     Family("model.layers", "self_attn", "self_attn.o_proj", "shared_mlp", "model.norm"),
+    Family("model.layers", "self_attn", "self_attn.o_proj", "feed_forward", "model.embedding_norm"),  # LFM3
+    Family("model.layers", "self_attn", "self_attn.o_proj", "feed_forward", "model.norm"),  # Llama 4
+    Family("model.layers", "self_attn", "self_attn.o_proj", "block_sparse_moe", "model.norm"),  # Granite, experts
+    Family("model.layers", "self_attn", "self_attn.out_proj", "fc1", "model.layer_norm", "fc2"),  # XGLM
+    Family("biogpt.layers", "self_attn", "self_attn.out_proj", "fc1", "biogpt.layer_norm", "fc2"),
     Family("model.layers", "temporal_block", "temporal_block.o_proj", "mlp_block", "model.final_norm"),
     Family("model.layers", "mixer", "mixer.o_proj", None, "model.norm_f"),
 )
@@ -67,8 +72,8 @@ def part_at(layer: nn.Module, path: str | None) -> nn.Module | None:
 
 
 def find_family(model: nn.Module) -> Family | None:
-    """Return the first family whose paths lead to modules in a layer, or None."""
-    for family in FAMILIES:
+    """Return the first family whose paths lead to modules in a layer, and to a final norm if there is one, or None."""
+    for family in sorted(FAMILIES, key=lambda family: part_at(model, family.final_norm) is None):
         paths = (family.attention, family.projection, family.mlp, family.mlp_writes or family.mlp)
         layers = part_at(model, family.layers)
         for layer in () if layers is None else layers.children():

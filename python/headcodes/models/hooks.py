@@ -34,8 +34,8 @@ def edit_output(module: nn.Module, edit: Edit) -> Iterator[None]:
     """Put ``edit(y)`` in place of a module's output y (the first of several) while the context is open."""
 
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (edit(output[0]), *output[1:])
+        if isinstance(output, (tuple, list)):
+            return type(output)((edit(output[0]), *output[1:]))
         return edit(output)
 
     handle = module.register_forward_hook(hook)
@@ -122,4 +122,4 @@ def as_found(module: nn.Module) -> Iterator[None]:
 
 def first_of(output: Any) -> Any:
     """Return what a module puts out, without what it may put out beside it."""
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, (tuple, list)) else output

@@ -6,9 +6,11 @@ again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from headcodes.models.relied import attention_way
 
 if TYPE_CHECKING:
     from headcodes.models.model import Model
@@ -60,7 +62,7 @@ def base_bytes_per_token(model: Model) -> int:
 
 def node_bytes_per_token(model: Model) -> int:
     """Estimate what one token of a pair holds: a forward pass whose graph is kept, the corrupted run beside it."""
-    per_layer = 8 * model.d_model + 4 * _widest(model) + 8 * model.n_heads * model.d_head
+    per_layer = 8 * model.d_model + _in_mlp(model) + 8 * model.n_heads * model.d_head
     return _per_value(model) * model.n_layers * per_layer
 
 
@@ -71,10 +73,23 @@ def kept_bytes_per_token(model: Model) -> int:
     return _per_value(model) * model.n_layers * per_layer + 2 * node_bytes_per_token(model) // model.n_layers
 
 
+def parts_bytes_per_token(model: Model) -> int:
+    """Return what one token of one run's parts takes: head results and MLP outputs of every layer."""
+    return _per_value(model) * model.n_layers * (model.d_model + model.n_heads * model.d_head)
+
+
 def pattern_bytes(model: Model, n_tokens: int) -> int:
     """Estimate what one layer's attention of one prompt takes where its weights are made whole: scores, weights, and
     the gradients of both."""
     return 4 * _per_value(model) * int(model.n_heads) * n_tokens**2
+
+
+def kept_pattern_bytes(model: Model, n_tokens: int) -> int:
+    """Estimate what a graph of all layers keeps of attention: 0 where it is worked out in blocks and thrown away;
+    scores and weights of every layer where they are made whole, and the gradients of both in one."""
+    # Where one head's keys and values are spread over all, torch works without blocks too.
+    whole = attention_way(model) == "eager" or model.n_kv_heads == 1 < model.n_heads
+    return (model.n_layers + 1) * pattern_bytes(model, n_tokens) // 2 if whole else 0
 
 
 def _per_value(model: Model) -> int:
@@ -85,3 +100,22 @@ def _widest(model: Model) -> int:
     """Return the width of a layer's MLP, or of whatever is widest in it, at least four times that of the stream."""
     widest = max((part.shape[-1] for part in model.layers[0].parameters() if part.ndim == 2), default=0)
     return max(int(widest), 4 * model.d_model)
+
+
+def _in_mlp(model: Model) -> int:
+    """Return how many numbers a graph keeps of one token in a layer's MLP: four tensors of its width; with experts, of
+    each that a token goes to four of its width, and what it is given and puts out."""
+    return max(4 * _widest(model), *(_in_experts(model, layer) for layer in range(model.n_layers)))
+
+
+def _in_experts(model: Model, layer: int) -> int:
+    # transformers holds a layer's experts in one tensor, [expert, ., .].
+    stacks = [part for part in model.layers[layer].parameters() if part.ndim == 3 and model.d_model in part.shape[1:]]
+    if not stacks:
+        return 0
+    width = min(sum(part.shape[1:]) - model.d_model for part in stacks)
+    config: Any = getattr(model.module, "config", None)
+    names = ("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "top_k_experts")
+    taken = [getattr(config.get_text_config(), name, None) for name in names] if config is not None else []
+    each = next((number for number in taken if isinstance(number, int)), len(stacks[0]))
+    return each * (4 * width + 2 * model.d_model)

@@ -288,7 +288,7 @@ class Model:
         at = torch.zeros(len(tokens), dtype=torch.long) if logits_at is None else logits_at.cpu()
         if at.ndim == 1:
             at = torch.stack([torch.arange(len(tokens)), at], dim=1)
-        with logits_only(self.unembed, at, vocab):
+        with logits_only(self.unembed, at, vocab, self.facts.plain_unembedding):
             output = (
                 self.module(tokens, return_type="logits", **inputs)
                 if bridge

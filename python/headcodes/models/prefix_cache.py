@@ -57,7 +57,7 @@ def _fills(model: Model, name: str) -> bool:
     try:
         with as_found(model.module), torch.inference_mode():
             body(input_ids=token, use_cache=True, **{name: cache})
-    except (TypeError, ValueError, AttributeError):  # takes no such argument, or no such cache
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError):  # takes no such argument, or no such cache
         return False
     return all(kept is not None for kept in cache.kept)
 

@@ -56,9 +56,23 @@ def unembedding(
         return linear.weight[chosen].float(), None if bias is None else bias[chosen].float()
 
 
+def unembedded(
+    unembed: nn.Module, hidden: Float[Tensor, "*row d_model"], ids: Int[Tensor, " n_vocab"] | None, plain: bool
+) -> Float[Tensor, "*row n_vocab"]:
+    """Return fp32 logits of some tokens (or all): in fp32 from the weights where they are all that the unembedding does
+    (``Facts.plain_unembedding``), else what it puts out itself."""
+    if plain:
+        weight, bias = unembedding(unembed, ids)
+        # Tied to the embedding, the weights may lie on another device than the last block.
+        return torch.nn.functional.linear(hidden.to(weight.device).float(), weight, bias)
+    own: Tensor = unembed(hidden)
+    return (own if ids is None else own[..., ids.to(own.device)]).float()
+
+
 @contextmanager
-def logits_only(unembed: nn.Module, at: Tensor, vocab: Tensor | None) -> Iterator[None]:
-    """Let the model unembed only the (row, position)s ``at``, and only ``vocab``; a soft cap behind still applies."""
+def logits_only(unembed: nn.Module, at: Tensor, vocab: Tensor | None, plain: bool) -> Iterator[None]:
+    """Let the model unembed only the (row, position)s ``at``, and, where its unembedding is ``plain``, only ``vocab``;
+    a soft cap behind still applies."""
 
     def shrink(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden = args[0]
@@ -66,13 +80,11 @@ def logits_only(unembed: nn.Module, at: Tensor, vocab: Tensor | None) -> Iterato
         return (hidden[rows, positions][:, None], *args[1:])
 
     def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        weight, bias = unembedding(module, vocab)
-        # Tied to the embedding, the weights may lie on another device than the last block.
-        return torch.nn.functional.linear(args[0].to(weight.device).float(), weight, bias)
+        return unembedded(module, args[0], vocab, True)
 
     with ExitStack() as hooks:
         hooks.callback(unembed.register_forward_pre_hook(shrink).remove)
-        if vocab is not None:
+        if vocab is not None and plain:
             hooks.callback(unembed.register_forward_hook(replace).remove)
         yield
 

@@ -13,6 +13,7 @@ import made_pairs
 from headcodes import methods, metrics
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.interventions import gradients
+from headcodes.interventions.carried import carried_edges
 from headcodes.methods import default
 from headcodes.methods.inputs import Inputs
 from headcodes.models import planted
@@ -74,6 +75,18 @@ def test_default_says_why_there_are_no_gradients(tiny_model: Any, monkeypatch: p
     monkeypatch.setattr(gradients, "free_bytes", lambda _device: 10)
     with pytest.warns(HeadcodesWarning, match="0 MiB are free"):
         assert methods.get("default").find(Inputs(model, token_pairs())).method_used == "contrast"
+
+
+def test_edges_are_refused_before_anything_is_run_where_memory_does_not_do(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    monkeypatch.setattr(gradients, "free_bytes", lambda _device: 10)
+    monkeypatch.setattr(model.module, "forward", lambda *_args, **_kwargs: pytest.fail("the model was run"))
+    with pytest.raises(
+        HeadcodesError, match=r"a pair of \d+ tokens takes about \d+ MiB, and 0 MiB are free.*shorter prompts"
+    ):
+        carried_edges(model, token_pairs(), [(0, 1), (1, 0)])
 
 
 def test_default_goes_on_when_memory_runs_out(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

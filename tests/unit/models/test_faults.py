@@ -19,7 +19,7 @@ from headcodes.activations.capture import capture
 from headcodes.activations.packing import pack, padded
 from headcodes.errors import HeadcodesError, HeadcodesWarning
 from headcodes.interventions.patch import causal_truth
-from headcodes.methods import eap
+from headcodes.methods import dla, eap
 from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
 from made_pairs import PROMPTS, from_clean
@@ -53,6 +53,34 @@ def test_adapters_on_the_output_projection_count(dora: bool, whole: bool) -> Non
     edges = [eap.find("eap", Inputs(each, tokens), "edge", 0) for each in (found, merged)]
     np.testing.assert_allclose(edges[0].edges.scores, edges[1].edges.scores, atol=1e-4, rtol=1e-3)
     assert spearmanr(edges[0].head_scores.ravel(), edges[1].head_scores.ravel()).statistic > 0.99
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_on_the_unembedding_count(dora: bool) -> None:
+    model = adapted(dora, ["lm_head"])
+    merged, found = load_model(copy.deepcopy(model).merge_and_unload()), load_model(model)
+    assert (merged.facts.plain_unembedding, found.facts.plain_unembedding) == (True, False)
+    ids, tokens = torch.tensor(PROMPTS[:1]), from_clean(PROMPTS)
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits[:, -1]
+    for vocab in (None, torch.tensor([12, 5, 70])):
+        logits = found.trace(ids, logits_at=torch.tensor([ids.shape[1] - 1]), vocab=vocab)
+        torch.testing.assert_close(logits, expected if vocab is None else expected[:, vocab], atol=1e-5, rtol=1e-4)
+    for method in (eap, dla):
+        signed = [
+            method.find(method.__name__.split(".")[-1], Inputs(each, tokens), "node", 0).signed
+            for each in (found, merged)
+        ]
+        np.testing.assert_allclose(*signed, atol=1e-4, rtol=1e-3)
+    effects = [causal_truth(each, tokens, cache=False, progress=False).effects for each in (found, merged)]
+    np.testing.assert_allclose(*effects, atol=1e-4, rtol=1e-3)
+
+
+def test_a_layer_that_is_run_twice_in_a_pass_is_refused() -> None:
+    model = make("Llama")
+    model.model.layers[1] = model.model.layers[0]
+    with pytest.raises(HeadcodesError, match=r"run once in a forward pass.*layer 0 .* a second time"):
+        load_model(model)
 
 
 def test_an_adapters_strength_is_another_model() -> None:
