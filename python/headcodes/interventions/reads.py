@@ -39,9 +39,11 @@ def graph_of(model: Model) -> Graph:
 
 
 def edge_bytes_per_token(model: Model) -> int:
-    """Estimate what one token of a pair holds while edges are scored: the graph, every source, one layer's readers."""
+    """Estimate what one token of a pair holds while edges are scored: the graph, what is noted of every layer for more
+    gradients, every source, one layer's readers."""
     n_source = 1 + model.n_layers * (model.n_heads + 1)
-    return node_bytes_per_token(model) + 4 * int(model.d_model) * (n_source + 9 * model.n_heads)
+    noted = model.n_layers * (4 * model.d_model + 2 * model.n_heads * model.d_head)
+    return node_bytes_per_token(model) + 4 * int(model.d_model * (n_source + 9 * model.n_heads) + noted)
 
 
 class Reads:

@@ -85,11 +85,13 @@ def pattern_bytes(model: Model, n_tokens: int) -> int:
 
 
 def kept_pattern_bytes(model: Model, n_tokens: int) -> int:
-    """Estimate what a graph of all layers keeps of attention: 0 where it is worked out in blocks and thrown away;
-    scores and weights of every layer where they are made whole, and the gradients of both in one."""
-    # Where one head's keys and values are spread over all, torch works without blocks too.
-    whole = attention_way(model) == "eager" or model.n_kv_heads == 1 < model.n_heads
-    return (model.n_layers + 1) * pattern_bytes(model, n_tokens) // 2 if whole else 0
+    """Estimate what a graph of all layers keeps of one prompt's attention: nothing where it is worked out in blocks;
+    scores and weights of every layer, in fp32, where it is made whole, and the gradients of both in one."""
+    # Where all heads share one's keys and values, more is held in low precision than in fp32.
+    shared = model.n_kv_heads == 1 < model.n_heads and model.dtype != torch.float32
+    if attention_way(model) != "eager" and not shared:
+        return 0
+    return (model.n_layers + 1) * 2 * 4 * int(model.n_heads) * n_tokens**2
 
 
 def _per_value(model: Model) -> int:
@@ -104,7 +106,7 @@ def _widest(model: Model) -> int:
 
 def _in_mlp(model: Model) -> int:
     """Return how many numbers a graph keeps of one token in a layer's MLP: four tensors of its width; with experts, of
-    each that a token goes to four of its width, and what it is given and puts out."""
+    each that a token goes to four of its width, and what it is given and puts out, twice."""
     return max(4 * _widest(model), *(_in_experts(model, layer) for layer in range(model.n_layers)))
 
 
@@ -118,4 +120,4 @@ def _in_experts(model: Model, layer: int) -> int:
     names = ("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "top_k_experts")
     taken = [getattr(config.get_text_config(), name, None) for name in names] if config is not None else []
     each = next((number for number in taken if isinstance(number, int)), len(stacks[0]))
-    return each * (4 * width + 2 * model.d_model)
+    return each * (4 * width + 4 * model.d_model)

@@ -21,9 +21,14 @@ from headcodes.interventions.runs import batches, ready
 from headcodes.methods import Level, attribution, eap, hisp
 from headcodes.methods.inputs import Inputs
 from headcodes.models.load import load_model
-from headcodes.models.memory import kept_bytes_per_token, node_bytes_per_token, parts_bytes_per_token, pattern_bytes
+from headcodes.models.memory import (
+    kept_bytes_per_token,
+    kept_pattern_bytes,
+    node_bytes_per_token,
+    parts_bytes_per_token,
+)
 from headcodes.models.model import Model
-from tiny_families import known, make
+from tiny_families import FURTHER, ROWS, known, make
 
 token_pairs = partial(made_pairs.token_pairs, n=3, seed=3, lengths=(7, 6), n_right=(2,), n_wrong=(3,), n_vocab=97)
 
@@ -124,11 +129,27 @@ class Live(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("name", ["GPT-2", "Llama", "Falcon, multi-query", "OLMoE"])
-def test_a_method_holds_no_more_than_is_foretold(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+# How many times what is held the lines may come to: six layers are few, and the line for one layer counts twice.
+_SLACK = 2.6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "name", ["GPT-2", "Llama", "Falcon, multi-query", "Gemma 2", "OLMoE", "gpt-oss", "dots.llm1", "Llama 4"]
+)
+def test_a_method_holds_no_more_than_is_foretold(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both runs' parts, their gradients and the graph: the lines of docs/performance.md."""
-    layers = {"n_layer": 6} if name == "GPT-2" else {"num_hidden_layers": 6}
-    model = load_model(make(name, **layers))
+    if not known(name):
+        pytest.skip(f"the installed transformers does not know {name}")
+    sizes = {"n_layer": 6, "num_hidden_layers": 6, "intermediate_size": 112, "moe_intermediate_size": 56}
+    sizes |= {"ffn_hidden_size": 128}
+    values = (ROWS | FURTHER)[name][1]
+    changes = {key: size for key, size in sizes.items() if key in values}
+    if "layer_types" in values:
+        changes["layer_types"] = values["layer_types"] * 3
+    model = load_model(make(name, **changes).to(dtype))
     tokens, n_tokens = token_pairs(n=1, lengths=(60,)), 60
     model.W_O  # noqa: B018  # kept with the model, and counted with its weights
 
@@ -136,22 +157,27 @@ def test_a_method_holds_no_more_than_is_foretold(name: str, monkeypatch: pytest.
         with Live(model) as live:
             if method == "attribution":
                 attribution.products(model, tokens)
+            elif method == "hisp":
+                hisp.find(method, Inputs(model, tokens), level, 0)
             else:
-                (hisp if method == "hisp" else eap).find(method, Inputs(model, tokens), level, 0)
+                eap.find(method, Inputs(model, tokens), level, 0, steps=1)
         return live.most
 
     def foretold(method: str) -> int:
         beside = parts_bytes_per_token(model) * n_tokens if method.startswith("eap-ig") else 0
         return gradients.backward_bytes(model, n_tokens) + beside
 
-    patterns = model.n_layers * pattern_bytes(model, n_tokens)
-    assert most("eap", "edge") <= edge_bytes_per_token(model) * n_tokens + patterns
-    whole = {}
-    for method in ("eap", "eap-ig-inputs", "eap-ig-activations", "hisp", "attribution"):
-        whole[method] = most(method)
-        assert foretold(method) / 4 < whole[method] <= foretold(method)
+    by_edge = edge_bytes_per_token(model) * n_tokens + kept_pattern_bytes(model, n_tokens)
+    held = most("eap", "edge")
+    assert held <= by_edge <= _SLACK * held
+    methods = ["eap", "eap-ig-inputs", "attribution", "hisp"]
+    if name in ("GPT-2", "OLMoE"):
+        methods.append("eap-ig-activations")
+    whole = {method: most(method) for method in methods}
+    for method, held in whole.items():
+        assert held <= foretold(method) <= _SLACK * held, method
     monkeypatch.setattr(gradients, "graph_bytes", lambda device: 0)
     for method, before in whole.items():
-        now = most(method)
-        assert foretold(method) / 4 < now <= foretold(method)
-        assert now < before
+        held = most(method)
+        assert held <= foretold(method) <= _SLACK * held, method
+        assert held < before

@@ -105,9 +105,10 @@ def test_experts_packed_as_mxfp4_stand_beside_plain_attention(
     """As gpt-oss is published: transformers makes the experts plain where it has no kernels for them."""
     from safetensors.torch import load_file, save_file
 
-    # transformers 5.9 takes this repository's folder kernels/ for the package of that name, and asks for its version.
-    root = Path(__file__).parents[3]
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if Path(place).resolve() != root])
+    # transformers 5.9 takes folders of ours named kernels for the package of that name, and asks for its version.
+    ours = Path(__file__).parents[2], Path(__file__).parents[3]
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if Path(place).resolve() not in ours])
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
     plain = make("gpt-oss", hidden_size=64, intermediate_size=64).bfloat16()
     plain.save_pretrained(tmp_path)
     tiny_tokenizer.save_pretrained(tmp_path)
