@@ -81,12 +81,14 @@ def refuse_without_gradient(
     longest = max(map(len, tokens.clean))
     if _offloaded(model) and (whole_bytes_per_token is not None or not _by_layer(model, longest)):
         raise GradientError.because("some of the weights are offloaded, and the graph of all layers would hold them")
-    needed, free = backward_bytes(model, longest), free_bytes(model.device)
-    if whole_bytes_per_token is not None:
+    if whole_bytes_per_token is None:
+        needed, by_layer = backward_bytes(model, longest), ""
+    else:
         needed = whole_bytes_per_token * longest + kept_pattern_bytes(model, longest)
+        by_layer = " (at node level less is needed, a layer at a time)"
     needed += beside_bytes_per_token * longest
+    free = free_bytes(model.device)
     if needed > free:
-        by_layer = " (at node level less is needed, a layer at a time)" if whole_bytes_per_token is not None else ""
         raise GradientError.because(
             f"the backward pass over a pair of {longest} tokens takes about {needed >> 20} MiB{by_layer}, and "
             f"{free >> 20} MiB are free"

@@ -216,7 +216,7 @@ def test_queries_and_keys_of_the_last_layer_are_patched_exactly(tiny_model: Any,
     fused = family == "gpt2"
     with torch.no_grad():
         (last.mlp.c_proj if fused else last.mlp.down_proj).weight.zero_()  # type: ignore[union-attr]
-        (last.attn.c_attn.weight[:, :32] if fused else last.self_attn.q_proj.weight).mul_(sharp)  # type: ignore
+        (last.attn.c_attn.weight[:, :32] if fused else last.self_attn.q_proj.weight).mul_(sharp)  # type: ignore[union-attr, index, operator]
     setattr(body, "ln_f" if fused else "norm", nn.Identity())
     model.final_norm = nn.Identity()
     tokens = token_pairs(n_right=(1,), n_wrong=(1,))
